@@ -1,0 +1,2 @@
+//! The `daxtier` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! malloc for unmodified programs.

@@ -1,0 +1,154 @@
+//! Memory mappings.
+//!
+//! [`Reservation`] owns a range of address space; the functions map things into it. Callers own the argument
+//! that the range they replace is theirs.
+
+use crate::error::SysError;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::{self, NonNull};
+
+/// Address space that is reserved (PROT_NONE, no memory) and given back on drop.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    base: NonNull<u8>,
+    len_bytes: usize,
+}
+
+// SAFETY: a Reservation is an address range; it holds no thread-bound state, and all access to the memory
+// inside goes through raw pointers whose users argue their own synchronisation.
+unsafe impl Send for Reservation {}
+// SAFETY: as for Send: shared references only read the two plain fields.
+unsafe impl Sync for Reservation {}
+
+impl Reservation {
+    /// Reserves `len_bytes` of address space whose start is a multiple of `align_bytes` (a power of two).
+    ///
+    /// # Errors
+    /// The refusal of mmap, for instance under RLIMIT_AS.
+    pub(crate) fn new(len_bytes: usize, align_bytes: usize) -> Result<Reservation, SysError> {
+        debug_assert!(align_bytes.is_power_of_two());
+        let padded =
+            len_bytes.checked_add(align_bytes).ok_or(SysError { call: "mmap", errno: libc::ENOMEM })?;
+        // SAFETY: without MAP_FIXED the kernel picks unused addresses, so no mapping of anybody is replaced.
+        let raw = unsafe { libc::mmap(ptr::null_mut(), padded, libc::PROT_NONE, RESERVE_FLAGS, -1, 0) };
+        if raw == libc::MAP_FAILED {
+            return Err(SysError::last("mmap"));
+        }
+        let start = raw.addr();
+        let aligned = start.next_multiple_of(align_bytes);
+        let base = raw.cast::<u8>().with_addr(aligned);
+        unmap_if_any(raw.cast(), aligned - start);
+        unmap_if_any(base.with_addr(aligned + len_bytes), start + padded - (aligned + len_bytes));
+        Ok(Reservation { base: NonNull::new(base).expect("mmap never returns NULL here"), len_bytes })
+    }
+
+    /// Returns the first address.
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Returns the length in bytes.
+    pub(crate) fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// Returns the address `offset_bytes` into the reservation, or `None` past its end.
+    pub(crate) fn at(&self, offset_bytes: usize) -> Option<NonNull<u8>> {
+        // SAFETY: the offset was just checked to lie inside the reservation, which is one allocated range.
+        (offset_bytes < self.len_bytes).then(|| unsafe { self.base.add(offset_bytes) })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        unmap_if_any(self.base.as_ptr(), self.len_bytes);
+    }
+}
+
+const RESERVE_FLAGS: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+
+fn unmap_if_any(addr: *mut u8, len_bytes: usize) {
+    if len_bytes > 0 {
+        // SAFETY: callers pass ranges of a reservation that they own and no longer use.
+        unsafe { libc::munmap(addr.cast(), len_bytes) };
+    }
+}
+
+/// Maps fresh private anonymous memory (read and write) over `[addr, addr + len_bytes)`.
+///
+/// # Safety
+/// The range belongs to the caller's own reservation, and nobody uses what is mapped there now.
+///
+/// # Errors
+/// The refusal of mmap; the old mapping is then still in place.
+pub(crate) unsafe fn map_anonymous(addr: NonNull<u8>, len_bytes: usize) -> Result<(), SysError> {
+    // SAFETY: the caller owns the range.
+    unsafe { map_fixed(addr, len_bytes, READ_WRITE, RESERVE_FLAGS, -1, 0) }
+}
+
+/// Maps `fd` from `offset_bytes` on, shared, read and write, over `[addr, addr + len_bytes)`.
+///
+/// # Safety
+/// As for [`map_anonymous`].
+///
+/// # Errors
+/// The refusal of mmap; the old mapping is then still in place.
+pub(crate) unsafe fn map_shared(
+    addr: NonNull<u8>,
+    len_bytes: usize,
+    fd: BorrowedFd<'_>,
+    offset_bytes: u64,
+) -> Result<(), SysError> {
+    // SAFETY: the caller owns the range.
+    unsafe {
+        map_fixed(addr, len_bytes, READ_WRITE, libc::MAP_SHARED, fd.as_raw_fd(), offset_bytes as libc::off_t)
+    }
+}
+
+/// Puts a reserved hole (PROT_NONE, no memory) back over `[addr, addr + len_bytes)`.
+///
+/// # Safety
+/// As for [`map_anonymous`].
+///
+/// # Errors
+/// The refusal of mmap; the old mapping is then still in place.
+pub(crate) unsafe fn map_reserved(addr: NonNull<u8>, len_bytes: usize) -> Result<(), SysError> {
+    // SAFETY: the caller owns the range.
+    unsafe { map_fixed(addr, len_bytes, libc::PROT_NONE, RESERVE_FLAGS, -1, 0) }
+}
+
+const READ_WRITE: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+
+/// # Safety
+/// As for [`map_anonymous`].
+unsafe fn map_fixed(
+    addr: NonNull<u8>,
+    len_bytes: usize,
+    prot: libc::c_int,
+    flags: libc::c_int,
+    fd: libc::c_int,
+    offset_bytes: libc::off_t,
+) -> Result<(), SysError> {
+    // SAFETY: the caller owns the range that MAP_FIXED replaces.
+    let raw = unsafe {
+        libc::mmap(addr.as_ptr().cast(), len_bytes, prot, flags | libc::MAP_FIXED, fd, offset_bytes)
+    };
+    if raw == libc::MAP_FAILED { Err(SysError::last("mmap")) } else { Ok(()) }
+}
+
+/// Gives `advice` (`libc::MADV_*`) for `[addr, addr + len_bytes)`.
+///
+/// # Safety
+/// The range belongs to the caller, and the advice does not drop data that anybody still needs.
+///
+/// # Errors
+/// The refusal of madvise.
+pub(crate) unsafe fn advise(
+    addr: NonNull<u8>,
+    len_bytes: usize,
+    advice: libc::c_int,
+) -> Result<(), SysError> {
+    // SAFETY: the caller owns the range and argued the advice.
+    let rc = unsafe { libc::madvise(addr.as_ptr().cast(), len_bytes, advice) };
+    if rc == 0 { Ok(()) } else { Err(SysError::last("madvise")) }
+}
