@@ -152,3 +152,17 @@ pub(crate) unsafe fn advise(
     let rc = unsafe { libc::madvise(addr.as_ptr().cast(), len_bytes, advice) };
     if rc == 0 { Ok(()) } else { Err(SysError::last("madvise")) }
 }
+
+/// Moves the mapping at `[from, from + len_bytes)` to `to`, replacing what is mapped there.
+///
+/// # Safety
+/// Both ranges belong to the caller, and nobody uses what is mapped at `to`.
+///
+/// # Errors
+/// The refusal of mremap; both mappings are then as before.
+pub(crate) unsafe fn move_mapping(from: NonNull<u8>, len_bytes: usize, to: NonNull<u8>) -> Result<(), SysError> {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: the caller owns both ranges.
+    let moved = unsafe { libc::mremap(from.as_ptr().cast(), len_bytes, len_bytes, flags, to.as_ptr()) };
+    if moved == libc::MAP_FAILED { Err(SysError::last("mremap")) } else { Ok(()) }
+}

@@ -5,4 +5,18 @@
 //! out of the program's way.
 
 pub(crate) mod file;
+pub(crate) mod futex;
 pub(crate) mod mm;
+pub(crate) mod thread;
+
+/// Returns `errno` of the calling thread.
+pub(crate) fn errno() -> i32 {
+    // SAFETY: the pointer to the calling thread's errno is always valid.
+    unsafe { *libc::__errno_location() }
+}
+
+/// Sets `errno` of the calling thread.
+pub(crate) fn set_errno(errno: i32) {
+    // SAFETY: as in `errno`.
+    unsafe { *libc::__errno_location() = errno };
+}

@@ -1,0 +1,170 @@
+//! Arenas: address ranges that the engine cuts into blocks, and whose commits come back to us.
+//!
+//! The engine can't let go of an arena, so records live for ever and are handed from a closed pool to the next:
+//! [`Arena::detach`] frees the blocks and gives every slot back but the few that hold the engine's description of
+//! the arena. These stay committed in private memory, charged to whichever pool owns the arena.
+//!
+//! # Invariants
+//! - A1: `owner` is set from before the engine learns of the arena until [`Arena::detach`] has collected it; only
+//!   then may a pool that the owner refers to go away.
+
+use crate::heap::engine::{self, mi_arena_id_t, mi_heap_t};
+use crate::space::{CHUNK_BYTES, SLOT_BYTES, SlotSource, Space};
+use crate::sync::service;
+use libc::c_void;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// An arena and the heap that allocates from it.
+pub(super) struct Arena {
+    space: &'static Space,
+    start: NonNull<u8>,
+    nr_chunks: usize,
+    id: AtomicPtr<c_void>,
+    heap: AtomicPtr<mi_heap_t>,
+    owner: RwLock<Option<Arc<dyn SlotSource + Send>>>,
+}
+
+// SAFETY: an Arena is shared through its atomics and its lock; `start` is an address that never changes.
+unsafe impl Send for Arena {}
+// SAFETY: as for Send.
+unsafe impl Sync for Arena {}
+
+/// Arenas whose pool was closed.
+static IDLE: Mutex<Vec<&'static Arena>> = Mutex::new(Vec::new());
+
+impl Arena {
+    /// Takes an idle arena of `nr_chunks` chunks or makes one, and gives it a heap. `description` backs the slots
+    /// that the engine describes the arena in, `blocks` all others.
+    ///
+    /// Returns `None` when there is no address space, no memory for the description, or no room in the engine's
+    /// table of arenas.
+    pub(super) fn attach(
+        space: &'static Space,
+        nr_chunks: usize,
+        description: Arc<dyn SlotSource + Send>,
+        blocks: Arc<dyn SlotSource + Send>,
+    ) -> Option<&'static Arena> {
+        let idle = {
+            let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+            idle.iter().position(|arena| arena.nr_chunks == nr_chunks).map(|at| idle.swap_remove(at))
+        };
+        let arena = match idle {
+            Some(arena) => arena.revive(&*description)?,
+            None => Arena::make(space, nr_chunks, description)?,
+        };
+        arena.set_owner(Some(blocks));
+        Some(arena)
+    }
+
+    fn make(
+        space: &'static Space,
+        nr_chunks: usize,
+        description: Arc<dyn SlotSource + Send>,
+    ) -> Option<&'static Arena> {
+        let start = space.take_heap_chunks(nr_chunks)?;
+        let arena: &'static Arena = Box::leak(Box::new(Arena {
+            space,
+            start,
+            nr_chunks,
+            id: AtomicPtr::new(ptr::null_mut()),
+            heap: AtomicPtr::new(ptr::null_mut()),
+            owner: RwLock::new(Some(description)),
+        }));
+        let arg = ptr::from_ref(arena).cast_mut().cast();
+        // SAFETY: the chunks were just taken for good, and the record is leaked.
+        let made = unsafe { engine::new_heap_in_arena(start, nr_chunks * CHUNK_BYTES, commit, arg) };
+        let Some((id, heap)) = made else {
+            // The address range is lost, but nothing is committed in it.
+            arena.set_owner(None);
+            return None;
+        };
+        arena.id.store(id, Ordering::Relaxed);
+        arena.heap.store(heap.as_ptr(), Ordering::Relaxed);
+        Some(arena)
+    }
+
+    /// Charges the description's slots to a new owner and makes a fresh heap; the arena goes back to the idle ones
+    /// when either is refused.
+    fn revive(&'static self, description: &dyn SlotSource) -> Option<&'static Arena> {
+        let (addr, len_bytes) = self.range();
+        if self.space.charge_orphans(addr, len_bytes, description) {
+            if let Some(heap) = engine::new_heap(self.id()) {
+                self.heap.store(heap.as_ptr(), Ordering::Relaxed);
+                return Some(self);
+            }
+            self.space.orphan(addr, len_bytes);
+        }
+        IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(self);
+        None
+    }
+
+    /// Frees all blocks and gives every slot back to its tier.
+    ///
+    /// # Safety
+    /// Nobody uses the heap or its blocks any more.
+    pub(super) unsafe fn detach(&'static self) {
+        if let Some(heap) = NonNull::new(self.heap.swap(ptr::null_mut(), Ordering::Relaxed)) {
+            // SAFETY: the caller argued it.
+            unsafe { engine::destroy_heap(heap) };
+        }
+        engine::collect();
+        let (addr, len_bytes) = self.range();
+        self.space.orphan(addr, len_bytes);
+        self.set_owner(None);
+        IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(self);
+    }
+
+    /// Returns the heap that allocates from the arena.
+    pub(super) fn heap(&self) -> *mut mi_heap_t {
+        self.heap.load(Ordering::Relaxed)
+    }
+
+    fn id(&self) -> mi_arena_id_t {
+        self.id.load(Ordering::Relaxed)
+    }
+
+    fn range(&self) -> (usize, usize) {
+        (self.start.as_ptr().addr(), self.nr_chunks * CHUNK_BYTES)
+    }
+
+    fn set_owner(&self, owner: Option<Arc<dyn SlotSource + Send>>) {
+        *self.owner.write().unwrap_or_else(PoisonError::into_inner) = owner;
+    }
+}
+
+/// The engine's request to commit or decommit a range of an arena. Keeps `errno`, which `free` must not change.
+///
+/// # Safety
+/// `arg` is a leaked [`Arena`], the range lies inside it, and `is_zero` is NULL or valid.
+unsafe extern "C" fn commit(
+    commit: bool,
+    start: *mut c_void,
+    size: usize,
+    is_zero: *mut bool,
+    arg: *mut c_void,
+) -> bool {
+    // SAFETY: the caller argued it.
+    let arena = unsafe { &*arg.cast::<Arena>() };
+    service::run(|| {
+        let owner = arena.owner.read().unwrap_or_else(PoisonError::into_inner);
+        if !commit {
+            arena.space.decommit(start.addr(), size);
+            if let Some(source) = owner.as_deref() {
+                source.settled();
+            }
+            return true;
+        }
+        let Some(source) = owner.as_deref() else { return false };
+        let Some(zero) = arena.space.commit(start.addr(), size, source) else { return false };
+        if !is_zero.is_null() {
+            // SAFETY: the caller argued it.
+            unsafe { *is_zero = zero };
+        }
+        true
+    })
+}
+
+/// The largest block that a fresh arena of one chunk surely holds.
+pub(super) const LARGEST_BLOCK: usize = CHUNK_BYTES / 2 - 8 * SLOT_BYTES;

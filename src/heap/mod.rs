@@ -1,0 +1,235 @@
+//! The heap: blocks of any size in the space, from mimalloc's arenas.
+//!
+//! A [`Heap`] allocates from a growing list of [`arena::Arena`]s whose slots a [`SlotSource`] backs; a pool has one
+//! heap for its policy and one for each tier that blocks are bound to. Blocks that an arena can't hold (very large,
+//! or aligned above 64 KiB) are [`runs`] of whole slots. Uses `space`; knows nothing of tiers or migration.
+//!
+//! The engine is quick because its fast path never leaves the thread; everything here is the path beside it.
+
+mod arena;
+mod engine;
+mod runs;
+
+pub(crate) use runs::Runs;
+
+use crate::space::{self, SlotSource, Space};
+use crate::sync::service;
+use arena::Arena;
+use engine::mi_heap_t;
+use std::ops::Range;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The largest alignment that the engine serves inside an arena.
+pub(crate) const LARGEST_ARENA_ALIGN: usize = 64 << 10;
+
+const MAX_ARENAS: usize = 64;
+
+/// Blocks from arenas that one source backs.
+pub(crate) struct Heap {
+    space: &'static Space,
+    /// The engine's heap that served last; NULL before the first arena. Hot path: read on every allocation.
+    current: AtomicPtr<mi_heap_t>,
+    arenas: [AtomicPtr<Arena>; MAX_ARENAS],
+    nr_arenas: AtomicUsize,
+    /// Held while an arena is added.
+    growth: Mutex<()>,
+    chunks_per_arena: usize,
+    description: Arc<dyn SlotSource + Send>,
+    blocks: Arc<dyn SlotSource + Send>,
+}
+
+impl Heap {
+    /// Makes a heap without an arena. `description` backs what the engine writes about its arenas, `blocks` the
+    /// blocks. `capacity_bytes` says how much the blocks can come to; arenas are sized for it.
+    pub(crate) fn new(
+        space: &'static Space,
+        capacity_bytes: u64,
+        description: Arc<dyn SlotSource + Send>,
+        blocks: Arc<dyn SlotSource + Send>,
+    ) -> Heap {
+        let chunks = capacity_bytes / space::CHUNK_BYTES as u64;
+        // 1 GiB to 16 GiB (the engine's largest), so that 64 arenas reach beyond any capacity below 1 TiB.
+        let chunks_per_arena = (chunks / 16).next_power_of_two().clamp(1, 16) as usize;
+        Heap {
+            space,
+            current: AtomicPtr::new(ptr::null_mut()),
+            arenas: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_ARENAS],
+            nr_arenas: AtomicUsize::new(0),
+            growth: Mutex::new(()),
+            chunks_per_arena,
+            description,
+            blocks,
+        }
+    }
+
+    /// Allocates `len_bytes` with `align` (a power of two up to [`LARGEST_ARENA_ALIGN`]). Returns `None` when no
+    /// arena has room and none can be added.
+    #[inline(always)]
+    pub(crate) fn alloc(&self, len_bytes: usize, align: usize, zero: bool) -> Option<NonNull<u8>> {
+        // Relaxed: the engine's heap was published by `grow` below with Release through the same word, and a
+        // dependent read through the pointer is ordered on every machine that Linux runs on; Acquire says so.
+        let heap = self.current.load(Ordering::Acquire);
+        if !heap.is_null() {
+            // SAFETY: `current` only ever holds live heaps of this pool's arenas.
+            if let Some(block) = unsafe { try_alloc(heap, len_bytes, align, zero) } {
+                return Some(block);
+            }
+        }
+        self.alloc_slow(len_bytes, align, zero)
+    }
+
+    #[cold]
+    fn alloc_slow(&self, len_bytes: usize, align: usize, zero: bool) -> Option<NonNull<u8>> {
+        let mut seen = self.nr_arenas.load(Ordering::Acquire);
+        if let Some(block) = self.alloc_from_any(seen, len_bytes, align, zero) {
+            return Some(block);
+        }
+        if seen > 0 {
+            // A refused commit may only mean that freed blocks were not given back yet.
+            engine::collect();
+            if let Some(block) = self.alloc_from_any(seen, len_bytes, align, zero) {
+                return Some(block);
+            }
+        }
+        // Another arena costs memory for its description: only when its room is what is missing.
+        if len_bytes > arena::LARGEST_BLOCK || !self.blocks.has_room(len_bytes as u64) {
+            return None;
+        }
+        seen = self.grow(seen)?;
+        self.alloc_from_any(seen, len_bytes, align, zero)
+    }
+
+    /// Tries every arena, the latest first.
+    fn alloc_from_any(&self, nr_arenas: usize, len_bytes: usize, align: usize, zero: bool) -> Option<NonNull<u8>> {
+        for at in (0..nr_arenas).rev() {
+            let heap = self.arena(at).heap();
+            // SAFETY: the arena is this pool's and attached, so its heap is live.
+            if let Some(block) = unsafe { try_alloc(heap, len_bytes, align, zero) } {
+                self.current.store(heap, Ordering::Release);
+                return Some(block);
+            }
+        }
+        None
+    }
+
+    /// Adds an arena unless another thread did so since `seen` were counted. Returns how many there are now.
+    fn grow(&self, seen: usize) -> Option<usize> {
+        service::run(|| {
+            let _growth = self.growth.lock().unwrap_or_else(PoisonError::into_inner);
+            let nr_arenas = self.nr_arenas.load(Ordering::Relaxed);
+            if nr_arenas > seen {
+                return Some(nr_arenas);
+            }
+            if nr_arenas == MAX_ARENAS {
+                return None;
+            }
+            let arena = Arena::attach(
+                self.space,
+                self.chunks_per_arena,
+                Arc::clone(&self.description),
+                Arc::clone(&self.blocks),
+            )?;
+            self.arenas[nr_arenas].store(ptr::from_ref(arena).cast_mut(), Ordering::Release);
+            // Release: pairs with the Acquire of `alloc_slow`, which then sees the arena's pointer.
+            self.nr_arenas.store(nr_arenas + 1, Ordering::Release);
+            Some(nr_arenas + 1)
+        })
+    }
+
+    fn arena(&self, at: usize) -> &'static Arena {
+        let arena = self.arenas[at].load(Ordering::Acquire);
+        // SAFETY: entries below `nr_arenas` hold leaked records.
+        unsafe { &*arena }
+    }
+
+    /// Returns the bytes in live blocks. Exact only while no other thread uses the heap.
+    pub(crate) fn live_bytes(&self) -> usize {
+        (0..self.nr_arenas.load(Ordering::Acquire))
+            .filter_map(|at| NonNull::new(self.arena(at).heap()))
+            // SAFETY: the heap is live; a concurrent user makes the sum stale, not the walk unsound, since the
+            // engine walks its own atomically kept page lists.
+            .map(|heap| unsafe { engine::live_bytes(heap) })
+            .sum()
+    }
+
+    /// Frees every block and gives all slots back.
+    ///
+    /// # Safety
+    /// Nobody uses the heap or its blocks any more.
+    pub(crate) unsafe fn detach(&self) {
+        self.current.store(ptr::null_mut(), Ordering::Relaxed);
+        for at in 0..self.nr_arenas.swap(0, Ordering::AcqRel) {
+            // SAFETY: the caller argued it.
+            unsafe { self.arena(at).detach() };
+        }
+    }
+}
+
+/// # Safety
+/// `heap` is a live heap of the engine.
+#[inline(always)]
+unsafe fn try_alloc(heap: *mut mi_heap_t, len_bytes: usize, align: usize, zero: bool) -> Option<NonNull<u8>> {
+    NonNull::new(if align > 16 {
+        // SAFETY: the caller argued it.
+        unsafe { engine::malloc_aligned(heap, len_bytes, align, zero) }
+    } else if zero {
+        // SAFETY: the caller argued it.
+        unsafe { engine::zalloc(heap, len_bytes) }
+    } else {
+        // SAFETY: the caller argued it.
+        unsafe { engine::malloc(heap, len_bytes) }
+    })
+}
+
+/// Whether `addr` lies where arenas are carved; such an address belongs to the engine.
+#[inline(always)]
+pub(crate) fn in_heap_zone(zone: &Range<usize>, addr: usize) -> bool {
+    addr.wrapping_sub(zone.start) < zone.end - zone.start
+}
+
+/// Frees a block of any heap of this process.
+///
+/// # Safety
+/// `block` is a live block in the heap zone or in the private heap.
+#[inline(always)]
+pub(crate) unsafe fn free_block(block: NonNull<u8>) {
+    // SAFETY: the caller argued it.
+    unsafe { engine::free(block.as_ptr()) };
+}
+
+/// Returns how many bytes a block holds.
+///
+/// # Safety
+/// As for [`free_block`].
+#[inline(always)]
+pub(crate) unsafe fn block_len(block: NonNull<u8>) -> usize {
+    // SAFETY: the caller argued it.
+    unsafe { engine::usable_size(block.as_ptr()) }
+}
+
+/// Resizes a block in place if its size class allows.
+///
+/// # Safety
+/// As for [`free_block`].
+pub(crate) unsafe fn resize_in_place(block: NonNull<u8>, len_bytes: usize) -> bool {
+    // SAFETY: the caller argued it.
+    unsafe { engine::expand(block.as_ptr(), len_bytes) }
+}
+
+/// Whether the engine knows a block at this address.
+pub(crate) fn is_block(addr: *const u8) -> bool {
+    engine::heap_of(addr).is_some()
+}
+
+/// Makes the engine give free memory back to the tiers.
+pub(crate) fn collect() {
+    engine::collect();
+}
+
+/// Allocates from the private heap, which lies in ordinary memory and serves the library itself.
+pub(crate) fn alloc_private(len_bytes: usize, align: usize, zero: bool) -> Option<NonNull<u8>> {
+    // SAFETY: the private heap lives as long as the process.
+    unsafe { try_alloc(engine::private_heap(), len_bytes, align, zero) }
+}

@@ -1,0 +1,296 @@
+//! The space: a reserved range of addresses, cut into slots whose backing may change while their address stays.
+//!
+//! One space serves the process. It is reserved once, as far as the address-space limit allows, and has two
+//! zones of 1 GiB *chunks*: the heap zone, from which arenas are carved and never given back, and the run zone,
+//! from which large blocks get runs of whole slots. A [`Slot`] is 2 MiB of addresses. It is *blank* (reserved, no
+//! memory) or *backed* by one folio of a tier, which is mapped there. The heap commits and decommits 64 KiB
+//! *slices*; a slot is backed from the first committed slice to the last decommitted one.
+//!
+//! Uses `pgmap` and `folio`; the [`SlotSource`] that chooses a folio is implemented above, by the pool.
+//!
+//! # Invariants
+//! - I1: a slot's fields are read and written under its lock only.
+//! - I2: `folio` is `Some` exactly while the folio's memory is mapped at the slot's address, but for orphans
+//!   ([`Space::orphan`]), whose private memory is charged to nobody.
+//! - I3: a slot with a committed slice or a pending commit is backed and stays so.
+//! - I4: whoever changes a slot or a zone is in service ([`crate::sync::service`]), so that at a fork every slot is
+//!   at rest and no lock of this module is held.
+
+mod chunk;
+mod fork;
+mod slot;
+
+pub(crate) use fork::{ForkError, Snapshot};
+pub(crate) use slot::{Mapping, Slot, SlotState};
+
+use crate::error::SysError;
+use crate::folio::{Folio, RawFolio};
+use crate::sys::mm::Reservation;
+use chunk::ChunkMap;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::OnceLock;
+
+/// Bytes in a slot: the granule of mapping and migration.
+pub(crate) const SLOT_BYTES: usize = 2 << 20;
+/// Bytes in a slice: the unit in which the heap commits.
+pub(crate) const SLICE_BYTES: usize = 64 << 10;
+/// Slices in a slot.
+pub(crate) const SLICES_PER_SLOT: usize = SLOT_BYTES / SLICE_BYTES;
+/// Bytes in a chunk: the unit in which zones hand out address space.
+pub(crate) const CHUNK_BYTES: usize = 1 << 30;
+/// Slots in a chunk.
+pub(crate) const SLOTS_PER_CHUNK: usize = CHUNK_BYTES / SLOT_BYTES;
+
+const LARGEST_SPACE: usize = 1 << 44;
+const SMALLEST_SPACE: usize = 4 * CHUNK_BYTES;
+
+/// Chooses the folio that backs a slot.
+pub(crate) trait SlotSource: Sync {
+    /// Takes a folio of 2 MiB for a slot, or says that there is none. `before` is the folio of the slot below,
+    /// whose neighbour is preferred so that mappings merge.
+    fn take(&self, before: Option<RawFolio>) -> Option<Folio>;
+
+    /// Returns whether `len_bytes` more could be backed as things stand.
+    fn has_room(&self, len_bytes: u64) -> bool;
+
+    /// Is told that slots may have been given back.
+    fn settled(&self);
+}
+
+/// The reserved range, its slots and its zones.
+pub(crate) struct Space {
+    range: Reservation,
+    slots: Box<SlotTable>,
+    chunks: ChunkMap,
+}
+
+struct SlotTable {
+    memory: Reservation,
+    len: usize,
+}
+
+static SPACE: OnceLock<Space> = OnceLock::new();
+
+/// Returns the process's space, reserving it at the first call.
+///
+/// # Errors
+/// The refusal of mmap when not even [`SMALLEST_SPACE`] can be reserved.
+pub(crate) fn space() -> Result<&'static Space, SysError> {
+    if let Some(space) = SPACE.get() {
+        return Ok(space);
+    }
+    let made = Space::reserve()?;
+    Ok(SPACE.get_or_init(|| made))
+}
+
+/// Returns the process's space if it was reserved already.
+pub(crate) fn existing() -> Option<&'static Space> {
+    SPACE.get()
+}
+
+impl Space {
+    fn reserve() -> Result<Space, SysError> {
+        let mut len_bytes = LARGEST_SPACE;
+        let range = loop {
+            match Reservation::new(len_bytes, CHUNK_BYTES) {
+                Ok(range) => break range,
+                Err(refusal) if len_bytes == SMALLEST_SPACE => return Err(refusal),
+                Err(_) => len_bytes /= 2,
+            }
+        };
+        let slots = Box::new(SlotTable::new(len_bytes / SLOT_BYTES)?);
+        Ok(Space { chunks: ChunkMap::new(len_bytes / CHUNK_BYTES), range, slots })
+    }
+
+    /// Returns the address range of the heap zone.
+    pub(crate) fn heap_zone(&self) -> Range<usize> {
+        let base = self.range.base().as_ptr().addr();
+        base..base + self.chunks.first_run_chunk() * CHUNK_BYTES
+    }
+
+    /// Returns whether `addr` lies in the space.
+    pub(crate) fn contains(&self, addr: usize) -> bool {
+        addr.wrapping_sub(self.range.base().as_ptr().addr()) < self.range.len_bytes()
+    }
+
+    /// Returns the index of the slot at `addr`, or `None` outside the space.
+    pub(crate) fn slot_index(&self, addr: usize) -> Option<usize> {
+        self.contains(addr).then(|| (addr - self.range.base().as_ptr().addr()) / SLOT_BYTES)
+    }
+
+    /// Returns the address of a slot.
+    pub(crate) fn slot_address(&self, index: usize) -> NonNull<u8> {
+        self.range.at(index * SLOT_BYTES).expect("slot indices come from this space")
+    }
+
+    /// Returns a slot.
+    pub(crate) fn slot(&self, index: usize) -> &Slot {
+        &self.slots.as_slice()[index]
+    }
+
+    /// Takes `nr_chunks` neighbouring chunks of the heap zone, for good. Returns their first address.
+    pub(crate) fn take_heap_chunks(&self, nr_chunks: usize) -> Option<NonNull<u8>> {
+        self.chunks.take_heap(nr_chunks).and_then(|chunk| self.range.at(chunk * CHUNK_BYTES))
+    }
+
+    /// Takes `nr_chunks` neighbouring chunks of the run zone. Returns the index of their first slot.
+    pub(crate) fn take_run_chunks(&self, nr_chunks: usize) -> Option<usize> {
+        self.chunks.take_run(nr_chunks).map(|chunk| chunk * SLOTS_PER_CHUNK)
+    }
+
+    /// Gives chunks of the run zone back; their slots are blank.
+    pub(crate) fn give_run_chunks(&self, first_slot: usize, nr_chunks: usize) {
+        self.chunks.give_run(first_slot / SLOTS_PER_CHUNK, nr_chunks);
+    }
+
+    /// Commits the slices of `[addr, addr + len_bytes)`, backing blank slots with folios of `source`. Returns
+    /// whether every byte of the range is known to be zero, or `None` when `source` had no folio or the kernel
+    /// refused the mapping; then nothing is committed that was not before.
+    ///
+    /// Slices that are committed already stay as they are: the heap asks for ranges that overlap.
+    pub(crate) fn commit(&self, addr: usize, len_bytes: usize, source: &dyn SlotSource) -> Option<bool> {
+        let slots = self.slots_of(addr, len_bytes);
+        // First every slot is backed and held by a pending count, which can fail; then the slices are marked,
+        // which can't. So a failure has nothing to undo but the pending counts.
+        for index in slots.clone() {
+            if !self.hold(index, source) {
+                for held in slots.start..index {
+                    self.unhold(held, |_| ());
+                }
+                return None;
+            }
+        }
+        let mut is_zero = true;
+        for index in slots {
+            let mask = slice_mask(index, self.slot_address(index).as_ptr().addr(), addr, len_bytes);
+            self.unhold(index, |state| {
+                is_zero &= state.dirty & mask == 0;
+                state.committed |= mask;
+                state.dirty |= mask;
+            });
+        }
+        Some(is_zero)
+    }
+
+    /// Decommits the slices of `[addr, addr + len_bytes)`; slots without a committed slice become blank and their
+    /// folios return to their tier.
+    pub(crate) fn decommit(&self, addr: usize, len_bytes: usize) {
+        for index in self.slots_of(addr, len_bytes) {
+            let mask = slice_mask(index, self.slot_address(index).as_ptr().addr(), addr, len_bytes);
+            let mut state = self.slot(index).lock();
+            state.committed &= !mask;
+            self.blank_if_idle(index, &mut state);
+        }
+    }
+
+    /// Takes the folios of the committed slots in a range away and gives them back to their tier, but leaves the
+    /// slots' private memory in place: they are *orphans*, committed and charged to nobody. Slots without a
+    /// committed slice become blank. For the description of an arena between two owners.
+    pub(crate) fn orphan(&self, addr: usize, len_bytes: usize) {
+        for index in self.slots_of(addr, len_bytes) {
+            let mut state = self.slot(index).lock();
+            self.blank_if_idle(index, &mut state);
+            debug_assert!(state.folio.is_none() || state.mapping == Mapping::Private);
+            if let Some(raw) = state.folio.take() {
+                let _ = raw.put();
+            }
+        }
+    }
+
+    /// Charges the orphans in a range to folios of `source`. Returns `false`, with all of them orphans still, when
+    /// it has too few.
+    pub(crate) fn charge_orphans(&self, addr: usize, len_bytes: usize, source: &dyn SlotSource) -> bool {
+        for index in self.slots_of(addr, len_bytes) {
+            let mut state = self.slot(index).lock();
+            if state.committed == 0 || state.folio.is_some() {
+                continue;
+            }
+            let Some(folio) = source.take(None) else {
+                drop(state);
+                self.orphan(addr, len_bytes);
+                return false;
+            };
+            state.folio = Some(folio.into_raw());
+        }
+        true
+    }
+
+    fn slots_of(&self, addr: usize, len_bytes: usize) -> Range<usize> {
+        let offset = addr - self.range.base().as_ptr().addr();
+        offset / SLOT_BYTES..(offset + len_bytes).div_ceil(SLOT_BYTES)
+    }
+
+    /// Backs the slot where it is blank and raises its pending count.
+    fn hold(&self, index: usize, source: &dyn SlotSource) -> bool {
+        let before = index.checked_sub(1).and_then(|below| slot::peek_folio(self.slot(below)));
+        let mut state = self.slot(index).lock();
+        if state.folio.is_none() && !self.back(index, &mut state, source, before) {
+            return false;
+        }
+        state.pending += 1;
+        true
+    }
+
+    fn unhold(&self, index: usize, mark: impl FnOnce(&mut SlotState)) {
+        let mut state = self.slot(index).lock();
+        state.pending -= 1;
+        mark(&mut state);
+        self.blank_if_idle(index, &mut state);
+    }
+
+    fn back(
+        &self,
+        index: usize,
+        state: &mut SlotState,
+        source: &dyn SlotSource,
+        before: Option<RawFolio>,
+    ) -> bool {
+        let Some(folio) = source.take(before) else { return false };
+        let Some(mapping) = slot::map(&folio, self.slot_address(index)) else { return false };
+        state.mapping = mapping;
+        state.dirty = if mapping.starts_zeroed() { 0 } else { u32::MAX };
+        state.folio = Some(folio.into_raw());
+        true
+    }
+
+    /// Blanks a backed slot that nothing is committed in. A slot whose blank mapping the kernel refuses (at the
+    /// limit of mappings) keeps its folio and is tried again at the next decommit or re-used by the next commit.
+    fn blank_if_idle(&self, index: usize, state: &mut SlotState) {
+        if state.committed != 0 || state.pending != 0 {
+            return;
+        }
+        let Some(raw) = state.folio.take() else { return };
+        if slot::blank(raw, state.mapping, self.slot_address(index)) {
+            state.dirty = 0;
+        } else {
+            state.folio = Some(raw);
+        }
+    }
+}
+
+/// The slices of slot `index` (at `slot_addr`) that `[addr, addr + len_bytes)` covers, whole or in part.
+fn slice_mask(_index: usize, slot_addr: usize, addr: usize, len_bytes: usize) -> u32 {
+    let first = addr.saturating_sub(slot_addr) / SLICE_BYTES;
+    let end = (addr + len_bytes - slot_addr).min(SLOT_BYTES).div_ceil(SLICE_BYTES);
+    let below_end = if end >= SLICES_PER_SLOT { u32::MAX } else { (1 << end) - 1 };
+    below_end & (u32::MAX << first)
+}
+
+impl SlotTable {
+    /// Makes the table of `len` blank slots. It is reserved, zeroed memory: a slot costs memory when it is first
+    /// looked at.
+    fn new(len: usize) -> Result<SlotTable, SysError> {
+        let len_bytes = (len * size_of::<Slot>()).next_multiple_of(crate::units::PAGE_SIZE);
+        let memory = Reservation::new(len_bytes, crate::units::PAGE_SIZE)?;
+        // SAFETY: the reservation was just made and nothing is in it.
+        unsafe { crate::sys::mm::map_anonymous(memory.base(), len_bytes) }?;
+        Ok(SlotTable { memory, len })
+    }
+
+    fn as_slice(&self) -> &[Slot] {
+        // SAFETY: the memory holds `len` slots, lives as long as `self`, and an all-zero Slot is a valid blank
+        // one (see `Slot`).
+        unsafe { std::slice::from_raw_parts(self.memory.base().as_ptr().cast::<Slot>(), self.len) }
+    }
+}
