@@ -2,7 +2,11 @@
 //!
 //! Thin, checked wrappers: arguments keep their units, failures become [`SysError`](crate::error::SysError),
 //! and nothing here allocates or keeps state. `mm` maps and advises memory, `file` opens descriptors that stay
-//! out of the program's way.
+//! out of the program's way, `lock` takes byte-range locks, `numa` binds memory to nodes.
 
 pub(crate) mod file;
+pub(crate) mod lock;
 pub(crate) mod mm;
+pub(crate) mod numa;
+#[cfg(test)]
+pub(crate) mod testing;
