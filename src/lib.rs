@@ -8,4 +8,5 @@ compile_error!("daxtier reserves terabytes of address space and needs a 64-bit t
 pub mod device;
 pub mod error;
 pub(crate) mod sys;
+pub mod topology;
 pub mod units;

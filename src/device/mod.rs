@@ -5,7 +5,17 @@
 //! bound to a NUMA node. A device knows nothing of folios: a pgmap claims ranges of it and maps them.
 //! Uses `sys` and `topology`; used by `pgmap`.
 
-use crate::error::SysError;
+mod dram;
+mod emulated;
+mod error;
+mod node;
+mod range;
+
+pub use dram::Dram;
+pub use emulated::Emulated;
+pub use error::DeviceError;
+pub use node::NodeMemory;
+
 use std::fmt::Debug;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -22,6 +32,18 @@ pub enum DeviceKind {
     Dax,
     /// Private anonymous memory bound to one NUMA node.
     Node,
+}
+
+impl DeviceKind {
+    /// Returns the word that stands for the kind in statistics and listings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            DeviceKind::Dram => "dram",
+            DeviceKind::Emulated => "emulated",
+            DeviceKind::Dax => "dax",
+            DeviceKind::Node => "node",
+        }
+    }
 }
 
 /// What a claim found.
@@ -91,30 +113,4 @@ pub trait Device: Send + Sync + Debug {
     /// Brings the device to the state that a forked child must see. Called once in the child, which has one
     /// thread. Must not allocate.
     fn after_fork_in_child(&self) -> AfterFork;
-}
-
-/// A device that could not be opened, claimed or mapped.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DeviceError {
-    /// Another process holds a part of the range.
-    #[error("{device}: bytes {start:#x}..{end:#x} are claimed by {holder}")]
-    Claimed {
-        /// The device's name.
-        device: String,
-        /// First byte asked for.
-        start: u64,
-        /// End of the range asked for.
-        end: u64,
-        /// Who holds it, as far as it can be told ("pid 1234", "another process").
-        holder: String,
-    },
-    /// The kernel refused.
-    #[error("{device}: {source}")]
-    Sys {
-        /// The device's name.
-        device: String,
-        /// The refused call.
-        source: SysError,
-    },
 }

@@ -79,7 +79,7 @@ impl Drop for Stopped {
 
 /// Waits for the end of the stop. Runs in a signal handler: touches atomics and the futex only.
 extern "C" fn on_signal(_signal: libc::c_int) {
-    let errno = crate::sys::errno();
+    let errno = crate::sys::errno::get();
     let epoch = EPOCH.load(Ordering::SeqCst);
     if epoch % 2 == 1 {
         ARRIVED.fetch_add(1, Ordering::SeqCst);
@@ -96,5 +96,5 @@ extern "C" fn on_signal(_signal: libc::c_int) {
             waited += STEP;
         }
     }
-    crate::sys::set_errno(errno);
+    crate::sys::errno::set(errno);
 }

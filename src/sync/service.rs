@@ -32,13 +32,13 @@ pub(crate) fn run<T>(work: impl FnOnce() -> T) -> T {
     impl Drop for Restore {
         fn drop(&mut self) {
             IN_SERVICE.set(false);
-            sys::set_errno(self.0);
+            sys::errno::set(self.0);
         }
     }
     if IN_SERVICE.get() {
         return work();
     }
-    let errno = sys::errno();
+    let errno = sys::errno::get();
     let gate = GATE.read().unwrap_or_else(PoisonError::into_inner);
     IN_SERVICE.set(true);
     // Dropped in reverse order: first the flag goes, then the gate opens.
@@ -60,14 +60,14 @@ mod tests {
 
     #[test]
     fn sections_nest_and_keep_errno() {
-        sys::set_errno(libc::EAGAIN);
+        sys::errno::set(libc::EAGAIN);
         run(|| {
             assert!(is_set());
-            sys::set_errno(libc::EIO);
+            sys::errno::set(libc::EIO);
             run(|| assert!(is_set()));
             assert!(is_set(), "an inner section must not end the outer one");
         });
         assert!(!is_set());
-        assert_eq!(sys::errno(), libc::EAGAIN);
+        assert_eq!(sys::errno::get(), libc::EAGAIN);
     }
 }

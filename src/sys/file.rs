@@ -3,7 +3,7 @@
 
 use crate::error::SysError;
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// The lowest number that a descriptor of ours takes, where the limit on open files allows.
 const FIRST_OWN_DESCRIPTOR: i32 = 512;
@@ -42,11 +42,82 @@ pub(crate) fn move_high(fd: OwnedFd) -> OwnedFd {
 ///
 /// # Errors
 /// The refusal of fallocate.
-pub(crate) fn punch_hole(fd: &OwnedFd, offset_bytes: u64, len_bytes: u64) -> Result<(), SysError> {
+pub(crate) fn punch_hole(fd: BorrowedFd<'_>, offset_bytes: u64, len_bytes: u64) -> Result<(), SysError> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: fallocate takes a descriptor that we own, and no pointer.
     let rc = unsafe {
         libc::fallocate(fd.as_raw_fd(), mode, offset_bytes as libc::off_t, len_bytes as libc::off_t)
     };
     if rc == 0 { Ok(()) } else { Err(SysError::last("fallocate")) }
+}
+
+/// Which file a descriptor refers to. The program may close our descriptors and open its own under the same
+/// numbers, so a descriptor is compared with this before anything is mapped through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileId {
+    /// The file system's device number.
+    pub(crate) dev: u64,
+    /// The inode number.
+    pub(crate) ino: u64,
+}
+
+/// What fstat says of an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileStat {
+    /// Which file it is.
+    pub(crate) id: FileId,
+    /// Type and permission bits (`st_mode`).
+    pub(crate) mode: u32,
+    /// Device numbers (major, minor) of a character or block device.
+    pub(crate) rdev: (u32, u32),
+    /// Length of a regular file.
+    pub(crate) len_bytes: u64,
+}
+
+/// Looks at the file behind descriptor `fd`.
+///
+/// # Errors
+/// The refusal of fstat: `EBADF` when no file is open under this number.
+pub(crate) fn stat(fd: RawFd) -> Result<FileStat, SysError> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: fstat writes one struct stat, which outlives the call; a wrong number only makes it fail.
+    if unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0 {
+        return Err(SysError::last("fstat"));
+    }
+    // SAFETY: fstat returned success and filled the struct.
+    let stat = unsafe { stat.assume_init() };
+    Ok(FileStat {
+        id: FileId { dev: stat.st_dev, ino: stat.st_ino },
+        mode: stat.st_mode,
+        rdev: (libc::major(stat.st_rdev), libc::minor(stat.st_rdev)),
+        len_bytes: stat.st_size as u64,
+    })
+}
+
+/// Borrows the descriptor under number `fd` if it still refers to the file that `is_ours` recognises.
+///
+/// # Safety
+/// The caller owns the descriptor and keeps it open while the borrow lives; only a program that closes numbers
+/// it does not own can end it earlier, which this call notices for what happened before it.
+///
+/// # Errors
+/// `EBADF` when the number is closed or refers to another file.
+pub(crate) unsafe fn borrow_if<'a>(
+    fd: RawFd,
+    is_ours: impl FnOnce(FileId) -> bool,
+) -> Result<BorrowedFd<'a>, SysError> {
+    if !is_ours(stat(fd)?.id) {
+        return Err(SysError { call: "fstat", errno: libc::EBADF });
+    }
+    // SAFETY: fstat just saw the file open under this number, and the caller keeps it so.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// Closes the descriptor under number `fd` if it still refers to the file that `is_ours` recognises; leaves it
+/// alone otherwise, because it is then the program's.
+pub(crate) fn close_if(fd: RawFd, is_ours: impl FnOnce(FileId) -> bool) {
+    if stat(fd).is_ok_and(|stat| is_ours(stat.id)) {
+        // SAFETY: the number refers to the file that our owner opened, who gives it up with this call.
+        unsafe { libc::close(fd) };
+    }
 }

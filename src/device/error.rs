@@ -1,0 +1,137 @@
+//! Why a device could not be made, opened, claimed or mapped: what was seen, and what to do about it.
+
+use crate::error::SysError;
+use crate::units::Bytes;
+
+/// A device that could not be opened, claimed or mapped.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// The granule is no power of two from 4 KiB to 1 GiB.
+    #[error("{device}: an alignment of {align_bytes} bytes is no power of two from 4K to 1G")]
+    BadAlign {
+        /// The device's name.
+        device: String,
+        /// The alignment asked for.
+        align_bytes: u64,
+    },
+    /// The size is zero.
+    #[error("{device}: the size is 0; give one such as 512M or 4G")]
+    Empty {
+        /// The device's name.
+        device: String,
+    },
+    /// A range ends where it starts, or before.
+    #[error("{device}: the range {start:#x}..{end:#x} is empty")]
+    EmptyRange {
+        /// The device's name.
+        device: String,
+        /// First byte asked for.
+        start: u64,
+        /// End of the range asked for.
+        end: u64,
+    },
+    /// A size or an end of a range is not a multiple of the granule.
+    #[error("{device}: the {what}, {value} bytes, is not a multiple of the alignment, {}", Bytes(*.align_bytes))]
+    NotAligned {
+        /// The device's name.
+        device: String,
+        /// Which value it is: "size", "start of the range" or "end of the range".
+        what: &'static str,
+        /// The value.
+        value: u64,
+        /// The device's granule.
+        align_bytes: u64,
+    },
+    /// A range reaches beyond the end of the device.
+    #[error("{device}: bytes {start:#x}..{end:#x} reach beyond its end, {len_bytes:#x} ({})", Bytes(*.len_bytes))]
+    BeyondEnd {
+        /// The device's name.
+        device: String,
+        /// First byte asked for.
+        start: u64,
+        /// End of the range asked for.
+        end: u64,
+        /// The device's length.
+        len_bytes: u64,
+    },
+    /// Another process holds a part of the range.
+    #[error("{device}: bytes {start:#x}..{end:#x} are claimed by {holder}")]
+    Claimed {
+        /// The device's name.
+        device: String,
+        /// First byte asked for.
+        start: u64,
+        /// End of the range asked for.
+        end: u64,
+        /// Who holds it, as far as it can be told ("pid 1234", "another process").
+        holder: String,
+    },
+    /// No NUMA node with memory has this number.
+    #[error("{device}: there is no node {node} with memory; this machine has {known:?}")]
+    NoSuchNode {
+        /// The device's name.
+        device: String,
+        /// The node asked for.
+        node: u32,
+        /// The nodes that have memory.
+        known: Vec<u32>,
+    },
+    /// The kernel does not let this process bind memory to the node.
+    #[error(
+        "{device}: memory cannot be bound to node {node} ({source}); look for it in Mems_allowed_list of \
+         /proc/self/status, and for a seccomp filter that refuses mbind (containers need CAP_SYS_NICE)"
+    )]
+    NodeRefused {
+        /// The device's name.
+        device: String,
+        /// The node asked for.
+        node: u32,
+        /// The refused call.
+        source: SysError,
+    },
+    /// The node has less memory than was asked for.
+    #[error("{device}: {} were asked for, but node {node} has {}", Bytes(*.len_bytes), Bytes(*.has_bytes))]
+    NodeTooSmall {
+        /// The device's name.
+        device: String,
+        /// The node asked for.
+        node: u32,
+        /// The size asked for.
+        len_bytes: u64,
+        /// The node's memory.
+        has_bytes: u64,
+    },
+    /// The program closed the device's descriptor, or put a file of its own under the same number.
+    #[error("{device}: the program has closed the device's descriptor; nothing more can be mapped from it")]
+    DescriptorLost {
+        /// The device's name.
+        device: String,
+    },
+    /// The kernel refused.
+    #[error("{device}: {source}")]
+    Sys {
+        /// The device's name.
+        device: String,
+        /// The refused call.
+        source: SysError,
+    },
+}
+
+impl DeviceError {
+    /// Returns the `errno` value that stands for this error in the C ABI.
+    pub fn errno(&self) -> i32 {
+        match self {
+            DeviceError::BadAlign { .. }
+            | DeviceError::Empty { .. }
+            | DeviceError::EmptyRange { .. }
+            | DeviceError::NotAligned { .. } => libc::EINVAL,
+            DeviceError::BeyondEnd { .. } => libc::ERANGE,
+            DeviceError::Claimed { .. } => libc::EBUSY,
+            DeviceError::NoSuchNode { .. } => libc::ENODEV,
+            DeviceError::NodeTooSmall { .. } => libc::ENOMEM,
+            DeviceError::DescriptorLost { .. } => libc::EBADF,
+            DeviceError::NodeRefused { source, .. } | DeviceError::Sys { source, .. } => source.errno,
+        }
+    }
+}
