@@ -5,6 +5,10 @@
 //! bound to a NUMA node. A device knows nothing of folios: a pgmap claims ranges of it and maps them.
 //! Uses `sys` and `topology`; used by `pgmap`.
 
+mod spec;
+
+pub use spec::{DeviceSpec, DeviceSpecError};
+
 use crate::error::SysError;
 use std::fmt::Debug;
 use std::ops::Range;
