@@ -92,7 +92,7 @@ impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (unit, name) in UNITS {
             if self.0 >= unit {
-                return if self.0 % unit == 0 {
+                return if self.0.is_multiple_of(unit) {
                     write!(f, "{} {name}", self.0 / unit)
                 } else {
                     write!(f, "{:.2} {name}", self.0 as f64 / unit as f64)
@@ -100,6 +100,22 @@ impl fmt::Display for Bytes {
             }
         }
         write!(f, "{} B", self.0)
+    }
+}
+
+/// A number of bytes that prints itself the way a configuration spells it: exact, in the largest unit that
+/// divides it (`64M`, `1537M`, `4097`). [`parse_size`] reads it back to the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExactBytes(pub u64);
+
+impl fmt::Display for ExactBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (unit, name) in UNITS {
+            if self.0 >= unit && self.0.is_multiple_of(unit) {
+                return write!(f, "{}{}", self.0 / unit, &name[..1]);
+            }
+        }
+        write!(f, "{}", self.0)
     }
 }
 
@@ -197,6 +213,21 @@ mod tests {
             [(0, "0 B"), (1023, "1023 B"), (4096, "4 KiB"), (3 << 29, "1.50 GiB"), (1 << 40, "1 TiB")]
         {
             assert_eq!(Bytes(bytes).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn exact_sizes_read_back_to_themselves() {
+        for (bytes, text) in [
+            (0, "0"),
+            (4097, "4097"),
+            (64 << 20, "64M"),
+            (1537 << 20, "1537M"),
+            (1 << 40, "1T"),
+            (6 << 30, "6G"),
+        ] {
+            assert_eq!(ExactBytes(bytes).to_string(), text);
+            assert_eq!(parse_size(text), Ok(bytes));
         }
     }
 

@@ -10,11 +10,13 @@ mod emulated;
 mod error;
 mod node;
 mod range;
+mod spec;
 
 pub use dram::Dram;
 pub use emulated::Emulated;
 pub use error::DeviceError;
 pub use node::NodeMemory;
+pub use spec::{DeviceSpec, DeviceSpecError};
 
 use std::fmt::Debug;
 use std::ops::Range;
