@@ -3,11 +3,15 @@
 //! Each command is a module with a `run` function that takes the arguments behind its name. The crate depends on
 //! the standard library alone, so that it builds in seconds on a machine that has nothing yet.
 
+mod demo;
 mod header;
 mod install;
+mod json;
 mod layers;
 mod process;
 mod setup;
+mod stats;
+mod test;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,6 +27,8 @@ struct Command {
 }
 
 const COMMANDS: &[Command] = &[
+    Command { name: "demo", about: "run real programs over DRAM and emulated CXL memory", run: demo::run },
+    Command { name: "test", about: "run the test suite (--all: the long ones too)", run: test::run },
     Command { name: "setup", about: "install the system packages that a build needs", run: setup::run },
     Command { name: "check-layers", about: "check that no layer imports one above it", run: layers::run },
     Command { name: "header", about: "write include/daxtier.h (--check: compare it)", run: header::run },

@@ -16,8 +16,19 @@ pub(crate) struct Task {
 impl Task {
     /// Starts from a command line as one would type it: words, separated by spaces.
     pub(crate) fn new(line: &str) -> Task {
-        let mut words = line.split_whitespace().map(str::to_owned);
-        Task { program: words.next().unwrap_or_default(), args: words.collect(), env: Vec::new() }
+        let (program, args) = line.split_once(' ').unwrap_or((line, ""));
+        Task::program(program).words(args)
+    }
+
+    /// Starts from a program, spaces in its path and all.
+    pub(crate) fn program(program: impl Into<String>) -> Task {
+        Task { program: program.into(), args: Vec::new(), env: Vec::new() }
+    }
+
+    /// Adds the words of a line as arguments.
+    pub(crate) fn words(mut self, line: &str) -> Task {
+        self.args.extend(line.split_whitespace().map(str::to_owned));
+        self
     }
 
     /// Adds one argument, spaces and all.
@@ -142,9 +153,9 @@ pub(crate) fn seconds(duration: Duration) -> String {
     }
 }
 
-/// Returns the cargo that started us.
-pub(crate) fn cargo() -> String {
-    std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
+/// Returns the cargo that started us, with `args` as its arguments.
+pub(crate) fn cargo(args: &str) -> Task {
+    Task::program(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())).words(args)
 }
 
 /// Returns the folder that cargo builds into.

@@ -3,7 +3,7 @@
 //! Each [`Need`] knows how to tell whether it is met. What is missing is installed through apt-get when we are
 //! root or sudo asks for no password; otherwise the exact command is printed and the run stops.
 
-use crate::process::{Task, find_program};
+use crate::process::{Task, cargo, find_program};
 
 /// Something that must be on the machine: what for, how to tell, and the Debian packages that bring it.
 pub(crate) struct Need {
@@ -66,8 +66,8 @@ pub(crate) fn meet(needs: &[&[Need]]) -> Result<(), String> {
         ));
     };
     // A stale list only matters when the installation then fails, and that says so itself.
-    let _ = apt.clone().arg("update").arg("-qq").run();
-    let mut install = apt.arg("install").arg("-qq").arg("-y").arg("--no-install-recommends");
+    let _ = apt.clone().words("update -qq").run();
+    let mut install = apt.words("install -qq -y --no-install-recommends");
     for package in &packages {
         install = install.arg(*package);
     }
@@ -105,7 +105,7 @@ fn has_hwloc() -> bool {
 /// # Errors
 /// What to install, where rustup is not there to do it.
 pub(crate) fn toolchain_component(component: &str, subcommand: &str) -> Result<(), String> {
-    let probe = Task::new(&crate::process::cargo()).arg(subcommand).arg("--version");
+    let probe = cargo(subcommand).arg("--version");
     if probe.command().output().is_ok_and(|output| output.status.success()) {
         return Ok(());
     }
