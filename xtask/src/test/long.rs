@@ -1,0 +1,39 @@
+//! The long half of `cargo xtask test --all`: model checking, sanitizers, valgrind.
+//!
+//! The sanitizers need unstable flags of rustc; `RUSTC_BOOTSTRAP=1` allows them on the stable compiler. Each flavour
+//! builds into its own folder, so that the others' artefacts stay.
+
+use super::Tally;
+use crate::process::{Task, cargo};
+
+const HOST: &str = "x86_64-unknown-linux-gnu";
+
+/// Runs the long steps.
+///
+/// # Errors
+/// The first step that fails, and how to repeat it.
+pub(super) fn run(tally: &mut Tally) -> Result<(), String> {
+    tally.step("loom", |tally| tally.tests(loom()))?;
+    if cfg!(target_arch = "x86_64") {
+        tally.step("thread sanitizer", |tally| tally.tests(sanitized("thread", "stress")))?;
+        tally.step("address sanitizer", |tally| tally.tests(sanitized("address", "")))?;
+    } else {
+        println!("skipped: the sanitizer steps are set up for {HOST} only");
+    }
+    Ok(())
+}
+
+/// The models of the concurrent structures; they live beside them in test modules named `loom`.
+fn loom() -> Task {
+    cargo("test --locked --release --package daxtier --lib loom --target-dir target/loom")
+        .env("RUSTFLAGS", "--cfg loom")
+        .env("LOOM_MAX_PREEMPTIONS", "3")
+}
+
+fn sanitized(sanitizer: &str, filter: &str) -> Task {
+    cargo(&format!(
+        "test --locked --release --package daxtier --lib {filter} --target {HOST} --target-dir target/{sanitizer}"
+    ))
+    .env("RUSTC_BOOTSTRAP", "1")
+    .env("RUSTFLAGS", format!("-Zsanitizer={sanitizer} -Cunsafe-allow-abi-mismatch=sanitizer"))
+}
