@@ -5,12 +5,15 @@
 //! out of the program's way, `lock` takes byte-range locks, `numa` binds memory to nodes, `futex` waits and
 //! wakes, `thread` finds and signals the process's threads.
 
+pub(crate) mod environment;
 pub(crate) mod errno;
 pub(crate) mod file;
 pub(crate) mod futex;
 pub(crate) mod lock;
+pub(crate) mod memory;
 pub(crate) mod mm;
 pub(crate) mod numa;
+pub(crate) mod stdio;
 #[cfg(test)]
 pub(crate) mod testing;
 pub(crate) mod thread;

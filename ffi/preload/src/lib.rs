@@ -1,1 +1,153 @@
-//! malloc for unmodified programs.
+//! malloc for unmodified programs: `LD_PRELOAD=libdaxtier_preload.so PROGRAM`.
+//!
+//! The C allocation functions, each a line or two over the process's pool. A pointer that is not the library's own
+//! (from before it was loaded, from another copy of the C library) is left to its owner: `free` ignores it,
+//! `realloc` copies it. Nothing is ever torn down: programs free until after their exit handlers.
+
+mod foreign;
+mod fork;
+mod private;
+
+use daxtier::preload as process;
+use libc::{c_int, c_void, size_t};
+use std::ptr::{self, NonNull};
+
+/// What the library itself allocates comes from ordinary memory, never from what it serves.
+#[global_allocator]
+static PRIVATE: private::PrivateHeap = private::PrivateHeap;
+
+/// Every block is a multiple of this, as C promises for any type.
+const MIN_ALIGN: usize = 16;
+const PAGE: usize = 4096;
+
+/// Allocates `size` bytes. See malloc(3).
+#[unsafe(no_mangle)]
+pub extern "C" fn malloc(size: size_t) -> *mut c_void {
+    or_enomem(process::alloc(size, MIN_ALIGN, false))
+}
+
+/// Allocates `count` times `size` zero bytes. See calloc(3).
+#[unsafe(no_mangle)]
+pub extern "C" fn calloc(count: size_t, size: size_t) -> *mut c_void {
+    match count.checked_mul(size) {
+        Some(total) => or_enomem(process::alloc(total, MIN_ALIGN, true)),
+        None => or_enomem(ptr::null_mut()),
+    }
+}
+
+/// Frees a block; NULL is allowed. Keeps `errno`. See free(3).
+///
+/// # Safety
+/// `block` is NULL, or a live block of any allocator of the process that nobody uses any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn free(block: *mut c_void) {
+    if let Some(block) = NonNull::new(block.cast()) {
+        // SAFETY: the caller argued it. What is not ours is left to its owner.
+        let _ = unsafe { process::free(block) };
+    }
+}
+
+/// Frees a block, as `free` does.
+///
+/// # Safety
+/// As for `free`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cfree(block: *mut c_void) {
+    // SAFETY: the caller argued it.
+    unsafe { free(block) };
+}
+
+/// Resizes a block. See realloc(3); a size of 0 gives a block of its own.
+///
+/// # Safety
+/// `block` is NULL, or a live block of any allocator of the process that nobody uses meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn realloc(block: *mut c_void, size: size_t) -> *mut c_void {
+    let Some(old) = NonNull::new(block.cast::<u8>()) else { return malloc(size) };
+    // SAFETY: the caller argued it.
+    match unsafe { process::realloc(old, size, MIN_ALIGN) } {
+        Ok(fresh) => or_enomem(fresh),
+        Err(_) => {
+            let fresh = malloc(size);
+            if let Some(fresh) = NonNull::new(fresh.cast::<u8>()) {
+                let keep = foreign::usable_size(block).min(size);
+                // SAFETY: the old block holds `keep` bytes, as its owner says, and a fresh one overlaps no live one.
+                unsafe { old.copy_to_nonoverlapping(fresh, keep) };
+            }
+            fresh
+        }
+    }
+}
+
+/// Allocates `size` bytes at a multiple of `align`. See posix_memalign(3).
+///
+/// # Safety
+/// `out` points to a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn posix_memalign(out: *mut *mut c_void, align: size_t, size: size_t) -> c_int {
+    if !align.is_power_of_two() || align % size_of::<*mut c_void>() != 0 {
+        return libc::EINVAL;
+    }
+    let block = process::alloc(size, align.max(MIN_ALIGN), false);
+    if block.is_null() {
+        return libc::ENOMEM;
+    }
+    // SAFETY: the caller argued it.
+    unsafe { out.write(block.cast()) };
+    0
+}
+
+/// Allocates `size` bytes at a multiple of `align`. See aligned_alloc(3).
+#[unsafe(no_mangle)]
+pub extern "C" fn aligned_alloc(align: size_t, size: size_t) -> *mut c_void {
+    memalign(align, size)
+}
+
+/// Allocates `size` bytes at a multiple of `align`. See memalign(3).
+#[unsafe(no_mangle)]
+pub extern "C" fn memalign(align: size_t, size: size_t) -> *mut c_void {
+    if !align.is_power_of_two() {
+        set_errno(libc::EINVAL);
+        return ptr::null_mut();
+    }
+    or_enomem(process::alloc(size, align.max(MIN_ALIGN), false))
+}
+
+/// Allocates `size` bytes at a multiple of the page size. See valloc(3).
+#[unsafe(no_mangle)]
+pub extern "C" fn valloc(size: size_t) -> *mut c_void {
+    memalign(PAGE, size)
+}
+
+/// Allocates whole pages. See pvalloc(3).
+#[unsafe(no_mangle)]
+pub extern "C" fn pvalloc(size: size_t) -> *mut c_void {
+    match size.checked_next_multiple_of(PAGE) {
+        Some(pages) => memalign(PAGE, pages.max(PAGE)),
+        None => or_enomem(ptr::null_mut()),
+    }
+}
+
+/// Returns how many bytes a block holds; 0 for NULL. See malloc_usable_size(3).
+///
+/// # Safety
+/// `block` is NULL or a live block of any allocator of the process.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> size_t {
+    NonNull::new(block.cast())
+        .map_or(0, |known| process::usable_size(known).unwrap_or_else(|_| foreign::usable_size(block)))
+}
+
+#[inline(always)]
+fn or_enomem(block: *mut u8) -> *mut c_void {
+    if block.is_null() {
+        set_errno(libc::ENOMEM);
+    }
+    block.cast()
+}
+
+#[cold]
+fn set_errno(errno: c_int) {
+    // SAFETY: the pointer to the calling thread's errno is always valid.
+    unsafe { *libc::__errno_location() = errno };
+}

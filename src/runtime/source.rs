@@ -1,0 +1,162 @@
+//! Where slots get their folios: the tiers of a pool, in the order that its policy says.
+//!
+//! [`Tiers`] owns a pool's tiers and their books; a [`PlacedSource`] is one way to choose among them. The heap and
+//! the runs see it as a [`SlotSource`].
+
+use super::publish::StatsPage;
+use crate::folio::{Folio, FolioError, RawFolio};
+use crate::offset::Lifetime;
+use crate::pgmap::Pgmap;
+use crate::policy::{Choice, Placer};
+use crate::space::{SLOT_BYTES, SlotSource};
+use crate::sync::{Mutex, service};
+use crate::tier::Tier;
+use crate::units::Order;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The tiers of a pool, the fast one first, and their books.
+#[derive(Debug)]
+pub(super) struct Tiers {
+    tiers: Vec<Tier>,
+    /// Fast memory that stands for the library's own metadata: it is used elsewhere, so these folios hold the
+    /// capacity back.
+    metadata: Mutex<Vec<Folio>>,
+    metadata_bytes: AtomicU64,
+    /// Requests that no tier could serve. Relaxed: a figure.
+    failures: AtomicU64,
+    page: StatsPage,
+}
+
+impl Tiers {
+    /// Opens the books of `tiers`.
+    ///
+    /// # Errors
+    /// The fast tier's refusal when it can't even hold the metadata.
+    pub(super) fn open(tiers: Vec<Tier>, page: StatsPage) -> Result<Tiers, FolioError> {
+        let tiers = Tiers {
+            tiers,
+            metadata: Mutex::new(Vec::new()),
+            metadata_bytes: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            page,
+        };
+        tiers.charge_metadata()?;
+        tiers.publish();
+        Ok(tiers)
+    }
+
+    pub(super) fn as_slice(&self) -> &[Tier] {
+        &self.tiers
+    }
+
+    /// Returns the number of the tier that a pgmap belongs to.
+    pub(super) fn tier_of(&self, pgmap: u16) -> Option<usize> {
+        self.tiers.iter().position(|tier| tier.has_pgmap(pgmap))
+    }
+
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_failure(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        self.page.set_failures(self.failures());
+    }
+
+    /// Returns how much fast memory stands for metadata.
+    pub(super) fn metadata_bytes(&self) -> u64 {
+        self.metadata_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Writes the figures of every tier to the published page.
+    pub(super) fn publish(&self) {
+        for (at, tier) in self.tiers.iter().enumerate() {
+            let metadata_bytes = if at == 0 { self.metadata_bytes() } else { 0 };
+            super::figures::write(self.page.tier(at), tier, metadata_bytes);
+        }
+    }
+
+    /// Holds back as much fast memory as the metadata of all pgmaps has come to.
+    fn charge_metadata(&self) -> Result<(), FolioError> {
+        let own = OWN_METADATA_BYTES + self.tiers.iter().flat_map(Tier::pgmaps).map(Pgmap::metadata_bytes).sum::<u64>();
+        while self.metadata_bytes() < own {
+            let folio = self.tiers[0].alloc(Order::HUGE, Lifetime::Long)?;
+            self.metadata_bytes.fetch_add(folio.len_bytes(), Ordering::Relaxed);
+            self.metadata.lock().push(folio);
+        }
+        Ok(())
+    }
+
+    /// Gives the metadata's share back, when the pool is closed.
+    pub(super) fn release_metadata(&self) {
+        self.metadata.lock().clear();
+        self.metadata_bytes.store(0, Ordering::Relaxed);
+    }
+
+    fn take(&self, choice: Choice) -> Option<Folio> {
+        let tier = &self.tiers[choice.tier];
+        if choice.above_watermark && !tier.is_above_watermark(SLOT_BYTES as u64) {
+            return None;
+        }
+        tier.alloc(Order::HUGE, Lifetime::Movable).ok()
+    }
+}
+
+/// What the library needs for itself beside the pgmaps: the engine's threads and tables, this module's own.
+const OWN_METADATA_BYTES: u64 = 1 << 20;
+
+/// One way to choose among a pool's tiers.
+#[derive(Debug)]
+pub(super) struct PlacedSource {
+    tiers: Arc<Tiers>,
+    placer: Placer,
+}
+
+impl PlacedSource {
+    pub(super) fn new(tiers: Arc<Tiers>, placer: Placer) -> PlacedSource {
+        PlacedSource { tiers, placer }
+    }
+
+    /// Hands out a folio of any order where the policy says.
+    pub(super) fn alloc(&self, order: Order, lifetime: Lifetime) -> Result<Folio, Option<FolioError>> {
+        service::run(|| {
+            let mut refusal = None;
+            for choice in self.placer.next().into_iter().flatten() {
+                let tier = &self.tiers.tiers[choice.tier];
+                if choice.above_watermark && !tier.is_above_watermark(order.len_bytes()) {
+                    continue;
+                }
+                match tier.alloc(order, lifetime) {
+                    Ok(folio) => {
+                        self.tiers.publish();
+                        return Ok(folio);
+                    }
+                    Err(error) => refusal = Some(error),
+                }
+            }
+            self.tiers.count_failure();
+            Err(refusal)
+        })
+    }
+}
+
+impl SlotSource for PlacedSource {
+    fn take(&self, _before: Option<RawFolio>) -> Option<Folio> {
+        let folio = self.placer.next().into_iter().flatten().find_map(|choice| self.tiers.take(choice))?;
+        // A refusal leaves the charge short until the next slot, never the slot without its folio.
+        let _ = self.tiers.charge_metadata();
+        self.tiers.publish();
+        Some(folio)
+    }
+
+    fn has_room(&self, len_bytes: u64) -> bool {
+        let allowed = self.placer.allowed();
+        let free = allowed.into_iter().flatten().map(|choice| self.tiers.tiers[choice.tier].free_bytes());
+        free.sum::<u64>() >= len_bytes.next_multiple_of(SLOT_BYTES as u64).max(SLOT_BYTES as u64)
+    }
+
+    fn settled(&self) {
+        self.tiers.publish();
+    }
+}
