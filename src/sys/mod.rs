@@ -2,7 +2,8 @@
 //!
 //! Thin, checked wrappers: arguments keep their units, failures become [`SysError`](crate::error::SysError),
 //! and nothing here allocates or keeps state. `mm` maps and advises memory, `file` opens descriptors that stay
-//! out of the program's way.
+//! out of the program's way, `text` reads and replaces small files.
 
 pub(crate) mod file;
 pub(crate) mod mm;
+pub(crate) mod text;
