@@ -1,9 +1,10 @@
 //! The only system calls of the crate.
 //!
 //! Thin, checked wrappers: arguments keep their units, failures become [`SysError`](crate::error::SysError),
-//! and nothing here allocates or keeps state. `mm` maps and advises memory, `file` opens descriptors that stay
-//! out of the program's way, `lock` takes byte-range locks, `numa` binds memory to nodes, `futex` waits and
-//! wakes, `thread` finds and signals the process's threads.
+//! and nothing here allocates or keeps state, but for `text`. `mm` maps and advises memory, `file` opens
+//! descriptors that stay out of the program's way, `lock` takes byte-range locks, `numa` binds memory to nodes,
+//! `futex` waits and wakes, `thread` finds and signals the process's threads, `text` reads and replaces small
+//! files.
 
 pub(crate) mod environment;
 pub(crate) mod errno;
@@ -16,4 +17,5 @@ pub(crate) mod numa;
 pub(crate) mod stdio;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod text;
 pub(crate) mod thread;
