@@ -160,7 +160,11 @@ pub(crate) unsafe fn advise(
 ///
 /// # Errors
 /// The refusal of mremap; both mappings are then as before.
-pub(crate) unsafe fn move_mapping(from: NonNull<u8>, len_bytes: usize, to: NonNull<u8>) -> Result<(), SysError> {
+pub(crate) unsafe fn move_mapping(
+    from: NonNull<u8>,
+    len_bytes: usize,
+    to: NonNull<u8>,
+) -> Result<(), SysError> {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     // SAFETY: the caller owns both ranges.
     let moved = unsafe { libc::mremap(from.as_ptr().cast(), len_bytes, len_bytes, flags, to.as_ptr()) };

@@ -3,6 +3,7 @@
 //! Each command is a module with a `run` function that takes the arguments behind its name. The crate depends on
 //! the standard library alone, so that it builds in seconds on a machine that has nothing yet.
 
+mod bench;
 mod demo;
 mod header;
 mod install;
@@ -29,6 +30,7 @@ struct Command {
 const COMMANDS: &[Command] = &[
     Command { name: "demo", about: "run real programs over DRAM and emulated CXL memory", run: demo::run },
     Command { name: "test", about: "run the test suite (--all: the long ones too)", run: test::run },
+    Command { name: "bench", about: "measure against a peer (--list names the benches)", run: bench::run },
     Command { name: "setup", about: "install the system packages that a build needs", run: setup::run },
     Command { name: "check-layers", about: "check that no layer imports one above it", run: layers::run },
     Command { name: "header", about: "write include/daxtier.h (--check: compare it)", run: header::run },

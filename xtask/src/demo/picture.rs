@@ -6,7 +6,12 @@ use crate::stats::{Tier, human};
 use std::io::Write;
 use std::time::Duration;
 
-const BAR_CELLS: usize = 40;
+/// Keeps a line within 80 columns: one that wraps would not be redrawn in place.
+const BAR_CELLS: usize = 32;
+/// Room for what the program said last.
+const NOTE_CHARS: usize = 64;
+/// What a whole bar stands for at the least.
+const LEAST_SCALE: u64 = 512 << 20;
 /// Time between two plain lines.
 const PLAIN_PERIOD: Duration = Duration::from_secs(2);
 
@@ -27,6 +32,7 @@ impl Picture {
         if self.is_terminal {
             let mut lines: Vec<String> =
                 tiers.iter().map(|tier| bar(tier, tier.used_bytes, scale(tiers))).collect();
+            let note: String = note.chars().take(NOTE_CHARS).collect();
             lines.push(format!("    {:>5.1} s  {note}", elapsed.as_secs_f64()));
             self.erase();
             self.drawn_lines = lines.len();
@@ -67,7 +73,7 @@ fn print(line: &str) {
 /// Returns the bytes that one whole bar stands for: the same for all tiers, so that lengths compare.
 fn scale(tiers: &[Tier]) -> u64 {
     let peak = tiers.iter().map(|tier| tier.peak_bytes.max(tier.used_bytes)).max().unwrap_or(0);
-    peak.next_power_of_two().max(256 << 20)
+    peak.checked_next_power_of_two().unwrap_or(u64::MAX).max(LEAST_SCALE)
 }
 
 /// Draws `bytes` of a tier: full cells for bytes in use, dots up to the tier's capacity where it ends in the picture.
@@ -103,7 +109,7 @@ mod tests {
     fn bars_of_all_tiers_share_one_scale() {
         let tiers = [tier("fast", 128 << 20, 128 << 20), tier("slow", 2 << 30, 512 << 20)];
         let full = |tier: &Tier| bar(tier, tier.peak_bytes, scale(&tiers)).matches('█').count();
-        assert_eq!((full(&tiers[0]), full(&tiers[1])), (10, 40));
+        assert_eq!((full(&tiers[0]), full(&tiers[1])), (8, 32));
     }
 
     #[test]
@@ -112,6 +118,7 @@ mod tests {
             let drawn = bar(&tier("fast", capacity, 0), bytes, 256 << 20);
             let inside = drawn.split('|').nth(1).unwrap().chars().count();
             assert_eq!(inside, BAR_CELLS, "{drawn}");
+            assert!(bytes > 1 << 30 || drawn.chars().count() <= 80, "{drawn}");
         }
     }
 }
