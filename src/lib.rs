@@ -7,6 +7,7 @@ compile_error!("daxtier reserves terabytes of address space and needs a 64-bit t
 
 pub mod device;
 pub mod error;
+pub mod runtime;
 pub(crate) mod sys;
 pub mod topology;
 pub mod units;

@@ -1,0 +1,3 @@
+//! The running library: its configuration, its figures and the page that publishes them.
+
+pub mod link;
