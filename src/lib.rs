@@ -8,6 +8,7 @@ compile_error!("daxtier reserves terabytes of address space and needs a 64-bit t
 pub mod device;
 pub mod error;
 pub mod policy;
+
 pub mod runtime;
 pub(crate) mod sys;
 pub mod topology;

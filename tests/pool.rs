@@ -100,7 +100,9 @@ fn an_interleave_divides_slots_by_weight() {
 #[test]
 fn large_and_strongly_aligned_blocks_are_served_and_given_back() {
     let pool = open("fast=64M slow=emulated:1G");
-    for (size, align) in [(700 << 20, 16), (1 << 20, 1 << 20), (3 << 20, 4 << 20), (100, 128 << 10), (5 << 20, 64 << 10)] {
+    for (size, align) in
+        [(700 << 20, 16), (1 << 20, 1 << 20), (3 << 20, 4 << 20), (100, 128 << 10), (5 << 20, 64 << 10)]
+    {
         let zeroed = AllocOptions { zero: true, ..AllocOptions::default() };
         let block = pool.malloc(size, align, zeroed).expect("there is room");
         assert_eq!(block.as_ptr().addr() % align, 0, "{size} at {align}");
@@ -156,7 +158,8 @@ fn closing_lists_what_is_in_use() {
     let slow = AllocOptions { tier: Some(TierName::Slow), ..AllocOptions::default() };
     let folio = pool.alloc_folio(Order::HUGE, slow).expect("there is room");
     let block = pool.malloc(1000, 16, AllocOptions::default()).expect("there is room");
-    let CloseError::Busy { pool, folios, heap_bytes, handles } = pool.close().expect_err("it is in use") else {
+    let CloseError::Busy { pool, folios, heap_bytes, handles } = pool.close().expect_err("it is in use")
+    else {
         panic!("another error")
     };
     assert_eq!((folios.len(), folios[0].offset, handles), (1, folio.offset(), 0));
@@ -201,7 +204,8 @@ fn threads_share_a_pool() {
                     random ^= random >> 7;
                     random ^= random << 17;
                     if random % 3 != 0 || held.is_empty() {
-                        let size = if random % 97 == 0 { 3 << 20 } else { 16 + (random >> 20) as usize % 20_000 };
+                        let size =
+                            if random % 97 == 0 { 3 << 20 } else { 16 + (random >> 20) as usize % 20_000 };
                         let Ok(block) = pool.malloc(size, 16, AllocOptions::default()) else { continue };
                         let stamp = round as u8;
                         // SAFETY: the block is live and `size` bytes long.

@@ -1,11 +1,12 @@
 //! The only system calls of the crate.
 //!
 //! Thin, checked wrappers: arguments keep their units, failures become [`SysError`](crate::error::SysError),
-//! and nothing here allocates or keeps state, but for `text`. `mm` maps and advises memory, `file` opens
+//! and nothing here allocates or keeps state, but for `dl` and `text`. `mm` maps and advises memory, `file` opens
 //! descriptors that stay out of the program's way, `lock` takes byte-range locks, `numa` binds memory to nodes,
-//! `futex` waits and wakes, `thread` finds and signals the process's threads, `text` reads and replaces small
-//! files.
+//! `futex` waits and wakes, `thread` finds and signals the process's threads, `dl` asks the dynamic loader, `text`
+//! reads and replaces small files.
 
+pub(crate) mod dl;
 pub(crate) mod environment;
 pub(crate) mod errno;
 pub(crate) mod file;
