@@ -60,7 +60,8 @@ unsafe extern "C" {
     fn mi_heap_main() -> *mut mi_heap_t;
 }
 
-/// Gives `[start, start + size)` to the engine as an arena for one heap, and makes that heap.
+/// Gives `[start, start + size)` to the engine as an arena for one heap, and makes that heap. Memory reads as zero
+/// when it is committed for the first time.
 ///
 /// # Safety
 /// The range is the caller's, aligned to a slot, and lives for ever; so does `arg`.

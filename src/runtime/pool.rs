@@ -8,9 +8,9 @@ use super::error::{AllocError, CloseError, ForeignPointer, PoolError};
 use super::publish::StatsPage;
 use super::source::{PlacedSource, Tiers};
 use super::stats::PoolStats;
-use super::{figures, fork};
+use super::fork;
 use crate::device::{self, Device, Dram};
-use crate::folio::{Folio, FolioInfo};
+use crate::folio::{Folio, FolioError, FolioInfo};
 use crate::heap::{self, Heap, Runs};
 use crate::offset::Lifetime;
 use crate::pgmap::{Pgmap, PgmapOptions};
@@ -104,7 +104,8 @@ impl Pool {
             tiers.push(Tier::new(TierName::Slow.as_str(), slow, 0));
         }
         let nr_tiers = tiers.len();
-        let page = StatsPage::create(&config.policy.to_string()).map_err(PoolError::Space)?;
+        let page = StatsPage::create().map_err(PoolError::Space)?;
+        page.set_policy(&config.policy.to_string());
         let tiers = Arc::new(Tiers::open(tiers, page).map_err(PoolError::Metadata)?);
         let source = |policy| Arc::new(PlacedSource::new(Arc::clone(&tiers), Placer::new(policy, nr_tiers)));
         let mut sources = vec![source(config.policy), source(Policy::Bind(TierName::Fast))];
@@ -153,11 +154,8 @@ impl Pool {
     /// [`AllocError::Exhausted`] when the tiers that the options allow have no free run of this order.
     pub fn alloc_folio(&self, order: Order, options: AllocOptions) -> Result<Folio, AllocError> {
         let source = self.source(options.tier)?;
-        let folio = source.alloc(order, options.lifetime).map_err(|refusal| AllocError::Exhausted {
-            requested_bytes: order.len_bytes(),
-            align_bytes: order.len_bytes(),
-            tiers: self.describe(options.tier),
-            refusal,
+        let folio = source.alloc(order, options.lifetime).map_err(|refusal| {
+            self.exhausted(order.len_bytes(), order.len_bytes(), options.tier, refusal)
         })?;
         if options.zero {
             folio.zero()?;
@@ -175,7 +173,7 @@ impl Pool {
             return Err(AllocError::Alignment { align });
         }
         if size > isize::MAX as usize {
-            return Err(self.exhausted(size, align, options.tier));
+            return Err(self.exhausted(size as u64, align as u64, options.tier, None));
         }
         let at = self.source_index(options.tier)?;
         if align <= heap::LARGEST_ARENA_ALIGN
@@ -191,7 +189,7 @@ impl Pool {
     fn malloc_run(&self, size: usize, align: usize, options: AllocOptions) -> Result<NonNull<u8>, AllocError> {
         let small = size < SLOT_BYTES && align <= heap::LARGEST_ARENA_ALIGN;
         let run = if small { None } else { self.inner.runs.alloc(size, align, &**self.source(options.tier)?) };
-        let Some((start, is_zero)) = run else { return Err(self.exhausted(size, align, options.tier)) };
+        let Some((start, is_zero)) = run else { return Err(self.exhausted(size as u64, align as u64, options.tier, None)) };
         if options.zero && !is_zero {
             // SAFETY: the run was just made for this caller and is at least `size` bytes long.
             unsafe { start.write_bytes(0, size) };
@@ -321,15 +319,14 @@ impl Pool {
     pub fn stats(&self) -> PoolStats {
         service::run(|| {
             heap::collect();
-            self.inner.tiers.publish();
-            figures::pool(&self.inner.tiers, &self.inner.policy)
+            self.inner.tiers.stats()
         })
     }
 
     /// Returns the folios in use that neither the heap nor the books hold.
     fn explicit_folios(&self) -> Vec<FolioInfo> {
         service::run(|| {
-            let held: HashSet<(u16, u64)> = self.inner.space.folios().chain(self.inner.tiers.metadata()).collect();
+            let held: HashSet<(u16, u64)> = self.inner.space.folios().into_iter().chain(self.inner.tiers.metadata_folios()).collect();
             let pgmaps = self.tiers().iter().flat_map(Tier::pgmaps);
             pgmaps
                 .flat_map(Pgmap::live_folios)
@@ -356,14 +353,13 @@ impl Pool {
     }
 
     #[cold]
-    fn exhausted(&self, size: usize, align: usize, tier: Option<TierName>) -> AllocError {
-        self.inner.tiers.count_failure();
-        AllocError::Exhausted {
-            requested_bytes: size as u64,
-            align_bytes: align as u64,
-            tiers: self.describe(tier),
-            refusal: None,
-        }
+    fn exhausted(&self, size: u64, align: u64, tier: Option<TierName>, refusal: Option<FolioError>) -> AllocError {
+        service::run(|| {
+            let tiers = self.describe(tier);
+            let error = AllocError::Exhausted { requested_bytes: size, align_bytes: align, tiers, refusal };
+            self.inner.tiers.note_failure(&error.to_string());
+            error
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! the runs see it as a [`SlotSource`].
 
 use super::publish::StatsPage;
+use super::stats::PoolStats;
 use crate::folio::{Folio, FolioError, RawFolio};
 use crate::offset::Lifetime;
 use crate::pgmap::Pgmap;
@@ -16,15 +17,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The tiers of a pool, the fast one first, and their books.
-#[derive(Debug)]
 pub(super) struct Tiers {
     tiers: Vec<Tier>,
     /// Fast memory that stands for the library's own metadata: it is used elsewhere, so these folios hold the
     /// capacity back.
     metadata: Mutex<Vec<Folio>>,
     metadata_bytes: AtomicU64,
-    /// Requests that no tier could serve. Relaxed: a figure.
-    failures: AtomicU64,
     page: StatsPage,
 }
 
@@ -38,9 +36,12 @@ impl Tiers {
             tiers,
             metadata: Mutex::new(Vec::new()),
             metadata_bytes: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
             page,
         };
+        for (at, tier) in tiers.tiers.iter().enumerate() {
+            let devices: Vec<&str> = tier.pgmaps().iter().map(|pgmap| pgmap.device().name()).collect();
+            tiers.page.describe_tier(at, tier.name(), tier.kind().as_str(), &devices);
+        }
         tiers.charge_metadata()?;
         tiers.publish();
         Ok(tiers)
@@ -55,13 +56,15 @@ impl Tiers {
         self.tiers.iter().position(|tier| tier.has_pgmap(pgmap))
     }
 
-    pub(super) fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
+    /// Counts a request that no tier could serve, and keeps the reason.
+    pub(super) fn note_failure(&self, reason: &str) {
+        self.page.note_failure(reason);
     }
 
-    pub(super) fn count_failure(&self) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
-        self.page.set_failures(self.failures());
+    /// Returns the figures.
+    pub(super) fn stats(&self) -> PoolStats {
+        self.publish();
+        self.page.snapshot()
     }
 
     /// Returns how much fast memory stands for metadata.
@@ -72,8 +75,11 @@ impl Tiers {
     /// Writes the figures of every tier to the published page.
     pub(super) fn publish(&self) {
         for (at, tier) in self.tiers.iter().enumerate() {
-            let metadata_bytes = if at == 0 { self.metadata_bytes() } else { 0 };
-            super::figures::write(self.page.tier(at), tier, metadata_bytes);
+            let counters = self.page.tier(at);
+            tier.write_figures(counters);
+            if at == 0 {
+                counters.metadata_bytes.store(self.metadata_bytes(), Ordering::Relaxed);
+            }
         }
     }
 
@@ -88,10 +94,9 @@ impl Tiers {
         Ok(())
     }
 
-    /// Gives the metadata's share back, when the pool is closed.
-    pub(super) fn release_metadata(&self) {
-        self.metadata.lock().clear();
-        self.metadata_bytes.store(0, Ordering::Relaxed);
+    /// Returns the pgmap and the offset of every folio that stands for metadata.
+    pub(super) fn metadata_folios(&self) -> Vec<(u16, u64)> {
+        self.metadata.lock().iter().map(|folio| (folio.info().pgmap, folio.offset())).collect()
     }
 
     fn take(&self, choice: Choice) -> Option<Folio> {
@@ -107,7 +112,6 @@ impl Tiers {
 const OWN_METADATA_BYTES: u64 = 1 << 20;
 
 /// One way to choose among a pool's tiers.
-#[derive(Debug)]
 pub(super) struct PlacedSource {
     tiers: Arc<Tiers>,
     placer: Placer,
@@ -135,7 +139,6 @@ impl PlacedSource {
                     Err(error) => refusal = Some(error),
                 }
             }
-            self.tiers.count_failure();
             Err(refusal)
         })
     }

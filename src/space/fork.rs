@@ -117,7 +117,7 @@ fn for_each_shared(space: &Space, mut visit: impl FnMut(usize, u32)) {
     space.chunks.for_each_taken(|chunk| {
         for index in chunk * SLOTS_PER_CHUNK..(chunk + 1) * SLOTS_PER_CHUNK {
             let state = space.slot(index).lock();
-            if state.folio.is_some() && state.mapping.is_shared() {
+            if state.folio.is_some() && state.mapping == Mapping::Shared {
                 visit(index, state.committed);
             }
         }

@@ -3,7 +3,7 @@
 //! One space serves the process. It is reserved once, as far as the address-space limit allows, and has two
 //! zones of 1 GiB *chunks*: the heap zone, from which arenas are carved and never given back, and the run zone,
 //! from which large blocks get runs of whole slots. A [`Slot`] is 2 MiB of addresses. It is *blank* (reserved, no
-//! memory) or *backed* by one folio of a tier, which is mapped there. The heap commits and decommits 64 KiB
+//! memory) or *backed* by one folio of a tier, which is mapped there and reads as zero at first. The heap commits and decommits 64 KiB
 //! *slices*; a slot is backed from the first committed slice to the last decommitted one.
 //!
 //! Uses `pgmap` and `folio`; the [`SlotSource`] that chooses a folio is implemented above, by the pool.
@@ -25,6 +25,7 @@ pub(crate) use slot::{Mapping, Slot, SlotState};
 
 use crate::error::SysError;
 use crate::folio::{Folio, RawFolio};
+use crate::sync::LazySlice;
 use crate::sys::mm::Reservation;
 use chunk::ChunkMap;
 use std::ops::Range;
@@ -61,13 +62,8 @@ pub(crate) trait SlotSource: Sync {
 /// The reserved range, its slots and its zones.
 pub(crate) struct Space {
     range: Reservation,
-    slots: Box<SlotTable>,
+    slots: LazySlice<Slot>,
     chunks: ChunkMap,
-}
-
-struct SlotTable {
-    memory: Reservation,
-    len: usize,
 }
 
 static SPACE: OnceLock<Space> = OnceLock::new();
@@ -99,7 +95,7 @@ impl Space {
                 Err(_) => len_bytes /= 2,
             }
         };
-        let slots = Box::new(SlotTable::new(len_bytes / SLOT_BYTES)?);
+        let slots = LazySlice::populated(len_bytes / SLOT_BYTES)?;
         Ok(Space { chunks: ChunkMap::new(len_bytes / CHUNK_BYTES), range, slots })
     }
 
@@ -126,7 +122,18 @@ impl Space {
 
     /// Returns a slot.
     pub(crate) fn slot(&self, index: usize) -> &Slot {
-        &self.slots.as_slice()[index]
+        &self.slots[index]
+    }
+
+    /// Returns the pgmap and the offset of every folio that backs a slot.
+    pub(crate) fn folios(&self) -> Vec<(u16, u64)> {
+        let mut folios = Vec::new();
+        self.chunks.for_each_taken(|chunk| {
+            let slots = chunk * SLOTS_PER_CHUNK..(chunk + 1) * SLOTS_PER_CHUNK;
+            let backing = slots.filter_map(|index| self.slot(index).lock().folio?.info().ok());
+            folios.extend(backing.map(|info| (info.pgmap, info.offset)));
+        });
+        folios
     }
 
     /// Takes `nr_chunks` neighbouring chunks of the heap zone, for good. Returns their first address.
@@ -163,7 +170,7 @@ impl Space {
         }
         let mut is_zero = true;
         for index in slots {
-            let mask = slice_mask(index, self.slot_address(index).as_ptr().addr(), addr, len_bytes);
+            let mask = slice_mask(self.slot_address(index).as_ptr().addr(), addr, len_bytes);
             self.unhold(index, |state| {
                 is_zero &= state.dirty & mask == 0;
                 state.committed |= mask;
@@ -177,7 +184,7 @@ impl Space {
     /// folios return to their tier.
     pub(crate) fn decommit(&self, addr: usize, len_bytes: usize) {
         for index in self.slots_of(addr, len_bytes) {
-            let mask = slice_mask(index, self.slot_address(index).as_ptr().addr(), addr, len_bytes);
+            let mask = slice_mask(self.slot_address(index).as_ptr().addr(), addr, len_bytes);
             let mut state = self.slot(index).lock();
             state.committed &= !mask;
             self.blank_if_idle(index, &mut state);
@@ -223,7 +230,7 @@ impl Space {
 
     /// Backs the slot where it is blank and raises its pending count.
     fn hold(&self, index: usize, source: &dyn SlotSource) -> bool {
-        let before = index.checked_sub(1).and_then(|below| slot::peek_folio(self.slot(below)));
+        let before = index.checked_sub(1).and_then(|below| self.slot(below).lock().folio);
         let mut state = self.slot(index).lock();
         if state.folio.is_none() && !self.back(index, &mut state, source, before) {
             return false;
@@ -249,7 +256,7 @@ impl Space {
         let Some(folio) = source.take(before) else { return false };
         let Some(mapping) = slot::map(&folio, self.slot_address(index)) else { return false };
         state.mapping = mapping;
-        state.dirty = if mapping.starts_zeroed() { 0 } else { u32::MAX };
+        state.dirty = 0;
         state.folio = Some(folio.into_raw());
         true
     }
@@ -270,27 +277,26 @@ impl Space {
 }
 
 /// The slices of slot `index` (at `slot_addr`) that `[addr, addr + len_bytes)` covers, whole or in part.
-fn slice_mask(_index: usize, slot_addr: usize, addr: usize, len_bytes: usize) -> u32 {
+fn slice_mask(slot_addr: usize, addr: usize, len_bytes: usize) -> u32 {
     let first = addr.saturating_sub(slot_addr) / SLICE_BYTES;
     let end = (addr + len_bytes - slot_addr).min(SLOT_BYTES).div_ceil(SLICE_BYTES);
     let below_end = if end >= SLICES_PER_SLOT { u32::MAX } else { (1 << end) - 1 };
     below_end & (u32::MAX << first)
 }
 
-impl SlotTable {
-    /// Makes the table of `len` blank slots. It is reserved, zeroed memory: a slot costs memory when it is first
-    /// looked at.
-    fn new(len: usize) -> Result<SlotTable, SysError> {
-        let len_bytes = (len * size_of::<Slot>()).next_multiple_of(crate::units::PAGE_SIZE);
-        let memory = Reservation::new(len_bytes, crate::units::PAGE_SIZE)?;
-        // SAFETY: the reservation was just made and nothing is in it.
-        unsafe { crate::sys::mm::map_anonymous(memory.base(), len_bytes) }?;
-        Ok(SlotTable { memory, len })
-    }
 
-    fn as_slice(&self) -> &[Slot] {
-        // SAFETY: the memory holds `len` slots, lives as long as `self`, and an all-zero Slot is a valid blank
-        // one (see `Slot`).
-        unsafe { std::slice::from_raw_parts(self.memory.base().as_ptr().cast::<Slot>(), self.len) }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_covers_every_slice_that_a_range_touches() {
+        let slot = 64 * SLOT_BYTES;
+        assert_eq!(slice_mask(slot, slot, SLOT_BYTES), u32::MAX);
+        assert_eq!(slice_mask(slot, slot - SLOT_BYTES, 3 * SLOT_BYTES), u32::MAX);
+        assert_eq!(slice_mask(slot, slot, SLICE_BYTES), 1);
+        assert_eq!(slice_mask(slot, slot + SLICE_BYTES, 1), 2);
+        assert_eq!(slice_mask(slot, slot + 31 * SLICE_BYTES, SLOT_BYTES), 1 << 31);
+        assert_eq!(slice_mask(slot, slot - SLICE_BYTES, 2 * SLICE_BYTES), 1);
     }
 }

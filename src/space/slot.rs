@@ -4,39 +4,26 @@ use crate::device::DeviceKind;
 use crate::folio::{Folio, RawFolio};
 use crate::pgmap::Pgmap;
 use crate::space::SLOT_BYTES;
-use crate::sync::{FutexLock, FutexLockGuard};
+use crate::sync::{Mutex, MutexGuard, Zeroed};
 use crate::sys::mm;
 use crate::units::PAGE_SHIFT;
 use std::ptr::NonNull;
 
 /// How a backed slot's folio is mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Mapping {
     /// Private anonymous memory: the folio is a share of a tier's capacity.
+    #[default]
     Private = 0,
-    /// The device's own bytes, zero when mapped for the first time.
-    SharedZeroed = 1,
-    /// The device's own bytes, with what their last user left.
-    SharedUsed = 2,
+    /// The device's own bytes.
+    Shared = 1,
     /// A forked child's private copy of what its parent had in a device.
-    Inherited = 3,
-}
-
-impl Mapping {
-    /// Whether the memory reads as zero right after it was mapped.
-    pub(crate) fn starts_zeroed(self) -> bool {
-        matches!(self, Mapping::Private | Mapping::SharedZeroed)
-    }
-
-    /// Whether a forked child would share the bytes with its parent.
-    pub(crate) fn is_shared(self) -> bool {
-        matches!(self, Mapping::SharedZeroed | Mapping::SharedUsed)
-    }
+    Inherited = 2,
 }
 
 /// What a slot's lock guards. An all-zero state is a blank slot.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C)]
 pub(crate) struct SlotState {
     /// The folio that backs the slot; `None` in a blank one.
@@ -54,9 +41,10 @@ pub(crate) struct SlotState {
 }
 
 /// A slot: 2 MiB of addresses. All-zero memory is a valid blank slot, so tables of them need no set-up.
-pub(crate) type Slot = FutexLock<SlotState>;
+#[derive(Default)]
+pub(crate) struct Slot(Mutex<SlotState>);
 
-/// Maps a folio at a slot's address; `None` when the kernel refuses, and then the slot is as before.
+/// Maps a folio at a slot's address, zeroed; `None` when the kernel refuses, and then the slot is as before.
 pub(super) fn map(folio: &Folio, addr: NonNull<u8>) -> Option<Mapping> {
     let pgmap = folio.pgmap();
     let device = pgmap.device();
@@ -65,8 +53,13 @@ pub(super) fn map(folio: &Folio, addr: NonNull<u8>) -> Option<Mapping> {
     unsafe { device.map_at(addr, folio.offset() << PAGE_SHIFT, SLOT_BYTES) }.ok()?;
     Some(match device.kind() {
         DeviceKind::Dram | DeviceKind::Node => Mapping::Private,
-        DeviceKind::Emulated => Mapping::SharedZeroed,
-        DeviceKind::Dax => Mapping::SharedUsed,
+        DeviceKind::Emulated => Mapping::Shared,
+        DeviceKind::Dax => {
+            // An emulated device drops what a freed folio held (`give_back`); this one can't.
+            // SAFETY: the slot was just mapped and nobody has its addresses yet.
+            unsafe { addr.write_bytes(0, SLOT_BYTES) };
+            Mapping::Shared
+        }
     })
 }
 
@@ -84,7 +77,7 @@ pub(super) fn blank(raw: RawFolio, mapping: Mapping, addr: NonNull<u8>) -> bool 
 /// Gives an unmapped folio back; the device drops its memory first where it can, so that the next user reads
 /// zeroes.
 fn give_back(raw: RawFolio, mapping: Mapping) {
-    if mapping.is_shared()
+    if mapping == Mapping::Shared
         && let Ok(info) = raw.info()
         && let Some(pgmap) = Pgmap::from_id(info.pgmap)
     {
@@ -95,11 +88,13 @@ fn give_back(raw: RawFolio, mapping: Mapping) {
     let _ = raw.put();
 }
 
-/// The guard of a locked slot.
-pub(crate) type SlotGuard<'a> = FutexLockGuard<'a, SlotState>;
-
-/// Reads which folio backs a slot.
-pub(super) fn peek_folio(slot: &Slot) -> Option<RawFolio> {
-    let state: SlotGuard<'_> = slot.lock();
-    state.folio
+impl Slot {
+    /// Locks the slot.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, SlotState> {
+        self.0.lock()
+    }
 }
+
+// SAFETY: the lock is free at zero, and a state of zeroes is a blank slot: no folio (the niche of a number that is
+// never 0), no slices, no run, and the mapping's first variant.
+unsafe impl Zeroed for Slot {}

@@ -3,11 +3,13 @@
 //! A [`Tier`] hands out folios of whichever of its pgmaps has room. Its capacity is the sum of theirs and is kept
 //! exactly: a folio that does not fit is refused. Uses `pgmap` and `folio`; used by the runtime.
 
+use crate::counters::TierCounters;
 use crate::device::DeviceKind;
 use crate::folio::{Folio, FolioError};
 use crate::offset::Lifetime;
 use crate::pgmap::{Pgmap, PgmapStats};
 use crate::units::Order;
+use std::sync::atomic::Ordering;
 
 /// What a tier is made of.
 pub type TierKind = DeviceKind;
@@ -56,9 +58,32 @@ impl Tier {
         self.capacity_bytes().saturating_sub(self.used_bytes())
     }
 
-    /// Returns the counters of all pgmaps.
-    pub(crate) fn pgmap_stats(&self) -> impl Iterator<Item = PgmapStats> + '_ {
-        self.pgmaps.iter().map(Pgmap::stats)
+    /// Writes the figures of all pgmaps, added up.
+    pub(crate) fn write_figures(&self, counters: &TierCounters) {
+        let mut sum = PgmapStats::default();
+        for stats in self.pgmaps.iter().map(Pgmap::stats) {
+            sum.used_bytes += stats.used_bytes;
+            sum.peak_bytes += stats.peak_bytes;
+            sum.allocations += stats.allocations;
+            sum.failures += stats.failures;
+            for (total, folios) in sum.folios_by_order.iter_mut().zip(stats.folios_by_order) {
+                *total += folios;
+            }
+        }
+        // Relaxed throughout: figures, each for itself.
+        counters.capacity_bytes.store(self.capacity_bytes(), Ordering::Relaxed);
+        counters.used_bytes.store(sum.used_bytes, Ordering::Relaxed);
+        if self.pgmaps.len() == 1 {
+            counters.peak_bytes.store(sum.peak_bytes, Ordering::Relaxed);
+        } else {
+            // The peaks of several pgmaps need not have been at one time.
+            counters.peak_bytes.fetch_max(sum.used_bytes, Ordering::Relaxed);
+        }
+        counters.allocations.store(sum.allocations, Ordering::Relaxed);
+        counters.failures.store(sum.failures, Ordering::Relaxed);
+        for (counter, folios) in counters.folios_by_order.iter().zip(sum.folios_by_order) {
+            counter.store(folios, Ordering::Relaxed);
+        }
     }
 
     /// Whether a folio of `len_bytes` would leave the watermark free.
