@@ -15,6 +15,8 @@ mod error;
 mod node;
 mod origin;
 mod range;
+mod release;
+mod spec;
 
 pub use claim::Holder;
 pub use dax::{Dax, DaxOptions};
@@ -24,6 +26,8 @@ pub use emulated::Emulated;
 pub use error::DeviceError;
 pub use node::NodeMemory;
 pub use origin::{CxlMemdev, Origin};
+pub use release::{RELEASED_PATH, Release, ReleaseError, list_releases, release, released, revoke};
+pub use spec::{DeviceSpec, SpecError, open};
 
 use std::fmt::Debug;
 use std::ops::Range;
