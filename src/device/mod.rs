@@ -5,18 +5,29 @@
 //! bound to a NUMA node. A device knows nothing of folios: a pgmap claims ranges of it and maps them.
 //! Uses `sys` and `topology`; used by `pgmap`.
 
+mod claim;
+mod dax;
+mod descriptor;
+mod discovery;
 mod dram;
 mod emulated;
 mod error;
 mod node;
+mod origin;
 mod range;
+mod release;
 mod spec;
 
+pub use claim::Holder;
+pub use dax::{Dax, DaxOptions};
+pub use discovery::{DaxInfo, DaxMapping, DaxRegion, DaxState, discover};
 pub use dram::Dram;
 pub use emulated::Emulated;
 pub use error::DeviceError;
 pub use node::NodeMemory;
-pub use spec::{DeviceSpec, DeviceSpecError};
+pub use origin::{CxlMemdev, Origin};
+pub use release::{RELEASED_PATH, Release, ReleaseError, list_releases, release, released, revoke};
+pub use spec::{DeviceSpec, SpecError, open};
 
 use std::fmt::Debug;
 use std::ops::Range;
