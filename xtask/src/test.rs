@@ -3,11 +3,15 @@
 //! Stops at the first failure with the line that repeats it. Prints the time of each step and at the end one
 //! line with the number of tests.
 
+mod fuzz;
 mod long;
 
 use crate::process::{Task, cargo, seconds, step};
 use crate::{header, layers, setup};
 use std::time::{Duration, Instant};
+
+/// The target of the steps that need their own flags for the code alone and not for build scripts.
+const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// How long the quick half may take on two cores.
 const QUICK_LIMIT: Duration = Duration::from_secs(600);
