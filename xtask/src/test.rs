@@ -3,11 +3,15 @@
 //! Stops at the first failure with the line that repeats it. Prints the time of each step and at the end one
 //! line with the number of tests.
 
+mod fuzz;
 mod long;
 
 use crate::process::{Task, cargo, seconds, step};
 use crate::{header, layers, setup};
 use std::time::{Duration, Instant};
+
+/// The target of the steps that need their own flags for the code alone and not for build scripts.
+const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// How long the quick half may take on two cores.
 const QUICK_LIMIT: Duration = Duration::from_secs(600);
@@ -62,7 +66,9 @@ fn quick(tally: &mut Tally) -> Result<(), String> {
     tally.step("header", |_| header::run(&["--check".to_owned()]))?;
     tally.step("clippy", |_| cargo("clippy --locked --workspace --all-targets -- -D warnings").run())?;
     tally.step("documentation", |_| {
-        cargo("doc --locked --workspace --no-deps").env("RUSTDOCFLAGS", "-D warnings").run()
+        cargo("doc --locked --no-deps --package daxtier --package daxtier-preload --package xtask")
+            .env("RUSTDOCFLAGS", "-D warnings")
+            .run()
     })?;
     tally.step("build", |_| cargo("build --locked --workspace").run())?;
     tally.step("unit tests", |tally| {

@@ -1,12 +1,10 @@
-//! The long half of `cargo xtask test --all`: model checking, sanitizers, valgrind.
+//! The long half of `cargo xtask test --all`: model checking, sanitizers, fuzz targets.
 //!
 //! The sanitizers need unstable flags of rustc; `RUSTC_BOOTSTRAP=1` allows them on the stable compiler. Each flavour
 //! builds into its own folder, so that the others' artefacts stay.
 
-use super::Tally;
+use super::{HOST, Tally, fuzz};
 use crate::process::{Task, cargo};
-
-const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// Runs the long steps.
 ///
@@ -17,8 +15,9 @@ pub(super) fn run(tally: &mut Tally) -> Result<(), String> {
     if cfg!(target_arch = "x86_64") {
         tally.step("thread sanitizer", |tally| tally.tests(sanitized("thread", "stress")))?;
         tally.step("address sanitizer", |tally| tally.tests(sanitized("address", "")))?;
+        tally.step("fuzz targets", |_| fuzz::run())?;
     } else {
-        println!("skipped: the sanitizer steps are set up for {HOST} only");
+        println!("skipped: the sanitizer and fuzz steps are set up for {HOST} only");
     }
     Ok(())
 }
