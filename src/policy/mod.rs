@@ -4,6 +4,10 @@
 //! that print themselves in the words of the configuration. Uses nothing below; used by the configuration and
 //! by whoever picks slots.
 
+mod placer;
+
+pub(crate) use placer::{Choice, Placer};
+
 use std::fmt;
 use std::str::FromStr;
 

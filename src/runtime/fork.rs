@@ -7,12 +7,12 @@
 //! memory until it executes another program.
 //!
 //! # Protocol
-//! prepare (parent, before): the C library's stream lock -> service gate -> stop -> snapshot. parent: snapshot
-//! dropped -> threads go on -> gate -> stream lock. child: copies in place -> pgmaps -> figures -> gate -> stream
-//! lock. The stream lock comes first because the fork takes it after our handler, and a stopped thread may hold
+//! prepare (parent, before): the C library's stream lock -> service gate -> pgmaps' locks -> stop -> snapshot.
+//! parent: threads go on -> pgmaps -> gate -> snapshot dropped -> stream lock. child: copies in place -> pgmaps ->
+//! figures -> gate -> stream lock. The stream lock comes first because the fork takes it after our handler, and a stopped thread may hold
 //! it.
 
-use super::publish;
+use super::source;
 use super::stop::{self, Stopped};
 use crate::pgmap;
 use crate::space::{self, ForkError, Snapshot};
@@ -41,7 +41,6 @@ static HELD: HeldCell =
 
 /// Whether slots are being copied: stopped threads wait on without a limit.
 static COPYING: AtomicBool = AtomicBool::new(false);
-/// Whether the last prepare could not make its copies: the child then has holes, and `check` says so before.
 static REGISTERED: Once = Once::new();
 
 /// Returns whether slots are being copied for a child.
@@ -82,6 +81,7 @@ extern "C" fn prepare() {
     let held = unsafe { &mut *HELD.0.get() };
     held.streams = streams;
     held.gate = Some(gate);
+    pgmap::fork::before_fork();
     let Some(space) = space::existing() else { return };
     if Snapshot::count(space) == 0 {
         return;
@@ -105,6 +105,7 @@ extern "C" fn parent() {
     let (streams, gate) = (held.streams.take(), held.gate.take());
     let snapshot = held.snapshot.take();
     drop(held.stopped.take());
+    pgmap::fork::after_fork_in_parent();
     drop(gate);
     // The copies take long to unmap; the other threads run meanwhile.
     drop(snapshot);
@@ -123,8 +124,11 @@ extern "C" fn child() {
         stdio::complain("daxtier: fork: the kernel refused to map the child's memory; it ends here\n");
         std::process::abort();
     }
-    pgmap::after_fork_in_child();
-    publish::after_fork_in_child();
+    pgmap::fork::after_fork_in_child();
+    if source::after_fork_in_child().is_err() {
+        stdio::complain("daxtier: fork: the kernel refused the child a page for its figures; it ends here\n");
+        std::process::abort();
+    }
     drop(held.gate.take());
     drop(held.streams.take());
 }

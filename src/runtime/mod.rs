@@ -1,4 +1,24 @@
-//! The running library: its configuration, its figures and the page that publishes them.
+//! The running library: pools, the process's own pool, their configuration and figures.
+//!
+//! The top layer of the crate wires the others together; it alone registers fork handlers and reads the
+//! environment. [`pool`] is the front door, [`process`] serves `malloc`, [`config`] and [`stats`] are what goes in
+//! and comes out.
 
 pub mod config;
+mod error;
+mod fork;
+mod global_alloc;
+pub mod json;
 pub mod link;
+mod pool;
+pub mod process;
+pub(crate) mod publish;
+mod report;
+mod source;
+pub mod stats;
+mod stop;
+
+pub use error::{AllocError, CloseError, ForeignPointer, PoolError};
+pub use global_alloc::GlobalAlloc;
+pub use pool::{Advice, AllocOptions, Placement, Pool};
+pub use publish::{StatsReadError, stats_of_process};

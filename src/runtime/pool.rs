@@ -106,7 +106,7 @@ impl Pool {
         let nr_tiers = tiers.len();
         let page = StatsPage::create().map_err(PoolError::Space)?;
         page.set_policy(&config.policy.to_string());
-        let tiers = Arc::new(Tiers::open(tiers, page).map_err(PoolError::Metadata)?);
+        let tiers = Tiers::open(tiers, page).map_err(PoolError::Metadata)?;
         let source = |policy| Arc::new(PlacedSource::new(Arc::clone(&tiers), Placer::new(policy, nr_tiers)));
         let mut sources = vec![source(config.policy), source(Policy::Bind(TierName::Fast))];
         if nr_tiers > 1 {
@@ -154,11 +154,12 @@ impl Pool {
     /// [`AllocError::Exhausted`] when the tiers that the options allow have no free run of this order.
     pub fn alloc_folio(&self, order: Order, options: AllocOptions) -> Result<Folio, AllocError> {
         let source = self.source(options.tier)?;
-        let folio = source.alloc(order, options.lifetime).map_err(|refusal| {
+        let mut folio = source.alloc(order, options.lifetime).map_err(|refusal| {
             self.exhausted(order.len_bytes(), order.len_bytes(), options.tier, refusal)
         })?;
         if options.zero {
-            folio.zero()?;
+            folio.address()?;
+            folio.zero();
         }
         Ok(folio)
     }

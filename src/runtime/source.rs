@@ -5,15 +5,16 @@
 
 use super::publish::StatsPage;
 use super::stats::PoolStats;
+use crate::error::SysError;
 use crate::folio::{Folio, FolioError, RawFolio};
 use crate::offset::Lifetime;
-use crate::pgmap::Pgmap;
 use crate::policy::{Choice, Placer};
 use crate::space::{SLOT_BYTES, SlotSource};
 use crate::sync::{Mutex, service};
 use crate::tier::Tier;
 use crate::units::Order;
-use std::sync::Arc;
+use crate::sync::StaticMutex;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The tiers of a pool, the fast one first, and their books.
@@ -26,12 +27,21 @@ pub(super) struct Tiers {
     page: StatsPage,
 }
 
+/// The books of every open pool. Locked in service only.
+static OPEN: StaticMutex<Vec<Weak<Tiers>>> = StaticMutex::new(Vec::new());
+
+/// Gives a forked child's pools pages of their own. Called once in the child, which has one thread, while the
+/// service gate is held. Allocates nothing. A page that can't be replaced is the parent's still, so the child ends.
+pub(super) fn after_fork_in_child() -> Result<(), SysError> {
+    OPEN.lock().iter().filter_map(Weak::upgrade).try_for_each(|tiers| tiers.page.replace_in_child())
+}
+
 impl Tiers {
     /// Opens the books of `tiers`.
     ///
     /// # Errors
     /// The fast tier's refusal when it can't even hold the metadata.
-    pub(super) fn open(tiers: Vec<Tier>, page: StatsPage) -> Result<Tiers, FolioError> {
+    pub(super) fn open(tiers: Vec<Tier>, page: StatsPage) -> Result<Arc<Tiers>, FolioError> {
         let tiers = Tiers {
             tiers,
             metadata: Mutex::new(Vec::new()),
@@ -44,6 +54,11 @@ impl Tiers {
         }
         tiers.charge_metadata()?;
         tiers.publish();
+        let tiers = Arc::new(tiers);
+        let mut open = OPEN.lock();
+        open.retain(|tiers| tiers.strong_count() > 0);
+        open.push(Arc::downgrade(&tiers));
+        drop(open);
         Ok(tiers)
     }
 
@@ -85,10 +100,10 @@ impl Tiers {
 
     /// Holds back as much fast memory as the metadata of all pgmaps has come to.
     fn charge_metadata(&self) -> Result<(), FolioError> {
-        let own = OWN_METADATA_BYTES + self.tiers.iter().flat_map(Tier::pgmaps).map(Pgmap::metadata_bytes).sum::<u64>();
+        let own = OWN_METADATA_BYTES + self.tiers.iter().flat_map(Tier::pgmaps).map(|pgmap| pgmap.stats().metadata_bytes).sum::<u64>();
         while self.metadata_bytes() < own {
             let folio = self.tiers[0].alloc(Order::HUGE, Lifetime::Long)?;
-            self.metadata_bytes.fetch_add(folio.len_bytes(), Ordering::Relaxed);
+            self.metadata_bytes.fetch_add(folio.len_bytes() as u64, Ordering::Relaxed);
             self.metadata.lock().push(folio);
         }
         Ok(())

@@ -120,9 +120,15 @@ impl Space {
         self.range.at(index * SLOT_BYTES).expect("slot indices come from this space")
     }
 
+    fn len_slots(&self) -> usize {
+        self.range.len_bytes() / SLOT_BYTES
+    }
+
     /// Returns a slot.
     pub(crate) fn slot(&self, index: usize) -> &Slot {
-        &self.slots[index]
+        assert!(index < self.len_slots(), "slot indices come from this space");
+        // SAFETY: the index was just checked, and all slots were populated when the space was made.
+        unsafe { self.slots.get(index) }
     }
 
     /// Returns the pgmap and the offset of every folio that backs a slot.

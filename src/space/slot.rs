@@ -41,8 +41,13 @@ pub(crate) struct SlotState {
 }
 
 /// A slot: 2 MiB of addresses. All-zero memory is a valid blank slot, so tables of them need no set-up.
-#[derive(Default)]
 pub(crate) struct Slot(Mutex<SlotState>);
+
+impl Default for Slot {
+    fn default() -> Slot {
+        Slot(Mutex::new(SlotState::default()))
+    }
+}
 
 /// Maps a folio at a slot's address, zeroed; `None` when the kernel refuses, and then the slot is as before.
 pub(super) fn map(folio: &Folio, addr: NonNull<u8>) -> Option<Mapping> {

@@ -6,6 +6,7 @@
 //! `futex` waits and wakes, `thread` finds and signals the process's threads, `dl` asks the dynamic loader, `text`
 //! reads and replaces small files.
 
+pub(crate) mod cpu;
 pub(crate) mod dl;
 pub(crate) mod environment;
 pub(crate) mod errno;
@@ -15,6 +16,8 @@ pub(crate) mod lock;
 pub(crate) mod memory;
 pub(crate) mod mm;
 pub(crate) mod numa;
+pub(crate) mod page;
+pub(crate) mod peer;
 pub(crate) mod stdio;
 #[cfg(test)]
 pub(crate) mod testing;

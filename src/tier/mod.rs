@@ -45,12 +45,12 @@ impl Tier {
 
     /// Returns how many bytes the tier can hold.
     pub fn capacity_bytes(&self) -> u64 {
-        self.pgmaps.iter().map(Pgmap::capacity_bytes).sum()
+        self.pgmaps.iter().map(|pgmap| pgmap.stats().capacity_bytes).sum()
     }
 
     /// Returns how many bytes are in folios.
     pub fn used_bytes(&self) -> u64 {
-        self.pgmaps.iter().map(Pgmap::used_bytes).sum()
+        self.pgmaps.iter().map(|pgmap| pgmap.stats().used_bytes).sum()
     }
 
     /// Returns how many bytes are not in folios.

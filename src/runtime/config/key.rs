@@ -30,6 +30,8 @@ pub const VARIABLES: [&str; 6] =
 /// What the variables begin with that `daxtier run` passes to the processes it starts. They are not settings,
 /// nobody else sets them, and any of them is accepted.
 pub const INTERNAL_PREFIX: &str = "DAXTIER_RUN_";
+/// Set by `daxtier run` to the number of the process that it becomes.
+pub const RUN_PID: &str = "DAXTIER_RUN_PID";
 
 pub(super) const NAMES: [&str; Key::COUNT] = ["fast", "slow", "policy", "stats", "on_error"];
 

@@ -1,0 +1,116 @@
+//! The counters of a tier, as plain words that a page can publish.
+//!
+//! [`TierCounters`] is written by whoever hands memory out and read by anybody, this process or another. It is
+//! made of words alone, so that it can live in shared memory, and every value of every word means something:
+//! a reader can be misled about a number, never harmed by it. Uses `units`; used by the tiers and by the page
+//! that a process publishes.
+//!
+//! # Invariants
+//! - I1: the layout is part of the published page. A change of it raises the page's version.
+
+use crate::units::MAX_ORDER;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The number of orders, 0..=[`MAX_ORDER`].
+pub(crate) const NR_ORDERS: usize = MAX_ORDER as usize + 1;
+
+/// The counters of one tier. All are independent of each other and publish nothing, so every access is Relaxed;
+/// what several of them say together may be a moment apart.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(crate) struct TierCounters {
+    /// What the tier can hold.
+    pub(crate) capacity_bytes: AtomicU64,
+    /// What is in use.
+    pub(crate) used_bytes: AtomicU64,
+    /// The most that was in use.
+    pub(crate) peak_bytes: AtomicU64,
+    /// What the bookkeeping takes.
+    pub(crate) metadata_bytes: AtomicU64,
+    /// Allocations served.
+    pub(crate) allocations: AtomicU64,
+    /// Requests that could not be served.
+    pub(crate) failures: AtomicU64,
+    /// Live folios, by order.
+    pub(crate) folios_by_order: [AtomicU64; NR_ORDERS],
+}
+
+impl TierCounters {
+    /// Makes counters that say nothing has happened.
+    pub(crate) const fn new() -> TierCounters {
+        TierCounters {
+            capacity_bytes: AtomicU64::new(0),
+            used_bytes: AtomicU64::new(0),
+            peak_bytes: AtomicU64::new(0),
+            metadata_bytes: AtomicU64::new(0),
+            allocations: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            folios_by_order: [const { AtomicU64::new(0) }; NR_ORDERS],
+        }
+    }
+
+    /// Counts memory that came into use, and raises the peak to it.
+    pub(crate) fn add_used(&self, bytes: u64) {
+        let used = self.used_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // The load spares the peak's cache line a write on all but the record-breaking allocations.
+        if used > self.peak_bytes.load(Ordering::Relaxed) {
+            self.peak_bytes.fetch_max(used, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts memory that went out of use.
+    pub(crate) fn sub_used(&self, bytes: u64) {
+        self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Copies every counter of `other`.
+    pub(crate) fn copy_from(&self, other: &TierCounters) {
+        for (to, from) in self.words().zip(other.words()) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+
+    fn words(&self) -> impl Iterator<Item = &AtomicU64> {
+        let single = [
+            &self.capacity_bytes,
+            &self.used_bytes,
+            &self.peak_bytes,
+            &self.metadata_bytes,
+            &self.allocations,
+            &self.failures,
+        ];
+        single.into_iter().chain(&self.folios_by_order)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_stays_when_memory_goes() {
+        let counters = TierCounters::new();
+        counters.add_used(10);
+        counters.add_used(5);
+        counters.sub_used(12);
+        counters.add_used(1);
+        let copy = TierCounters::new();
+        copy.copy_from(&counters);
+        assert_eq!(copy.used_bytes.into_inner(), 4);
+        assert_eq!(copy.peak_bytes.into_inner(), 15);
+    }
+
+    #[test]
+    fn a_copy_leaves_no_counter_out() {
+        let counters = TierCounters::new();
+        for (ix, word) in counters.words().enumerate() {
+            word.store(ix as u64 + 1, Ordering::Relaxed);
+        }
+        let copy = TierCounters::new();
+        copy.copy_from(&counters);
+        let bytes = 8 * counters.words().count();
+        assert!(size_of::<TierCounters>() - bytes < 64, "words() lacks a field");
+        assert_eq!(copy.folios_by_order[NR_ORDERS - 1].load(Ordering::Relaxed), 25);
+        assert_eq!(copy.failures.load(Ordering::Relaxed), 6);
+    }
+}
