@@ -244,3 +244,79 @@ fn many_pools_one_after_another_leave_nothing_behind() {
     // Other tests of this program run meanwhile; a leak of one a cycle would show as 1000.
     assert!(after.0 < before.0 + 300 && after.1 < before.1 + 100, "{before:?} became {after:?}");
 }
+
+#[test]
+fn forked_children_are_isolated_in_both_directions() {
+    let pool = open("fast=16M slow=emulated:128M policy=bind=slow");
+    let block = pool.malloc(40 << 20, 16, AllocOptions::default()).expect("there is room");
+    let small = pool.malloc(1000, 16, AllocOptions::default()).expect("there is room");
+    let words = |at: NonNull<u8>| at.cast::<u64>();
+    for at in (0..40usize << 20).step_by(4096) {
+        // SAFETY: the offset lies in the block.
+        unsafe { words(block.add(at)).write(at as u64) };
+    }
+    // SAFETY: the block is live and 1000 bytes long.
+    unsafe { small.write_bytes(7, 1000) };
+    let mut pipe = [0; 2];
+    // SAFETY: the array holds two descriptors.
+    assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+    // SAFETY: the child only touches memory, reads a pipe and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let mut go = [0u8; 1];
+        // SAFETY: the buffer is one byte long.
+        let _ = unsafe { libc::read(pipe[0], go.as_mut_ptr().cast(), 1) };
+        let seen = (0..40usize << 20).step_by(4096).all(|at| {
+            // SAFETY: the offset lies in the block.
+            let word = unsafe { words(block.add(at)) };
+            // SAFETY: as above.
+            let same = unsafe { word.read() } == at as u64;
+            // SAFETY: as above.
+            unsafe { word.write(1) };
+            same
+        });
+        // The child's pool works: it frees what it inherited and allocates anew.
+        // SAFETY: the block is live in the child too.
+        let freed = unsafe { pool.free(block) }.is_ok();
+        let fresh = pool.malloc(30 << 20, 16, AllocOptions { zero: true, ..AllocOptions::default() });
+        let zero = fresh.is_ok_and(|fresh| {
+            // SAFETY: the block was just made.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(fresh.as_ptr(), 30 << 20) };
+            let zero = bytes.iter().all(|&byte| byte == 0);
+            bytes.fill(9);
+            zero && pool.where_is(fresh.as_ptr()).is_some_and(|place| place.tier_name == "slow")
+        });
+        // SAFETY: ends the child at once.
+        unsafe {
+            libc::_exit(if !seen {
+                1
+            } else if !freed {
+                2
+            } else if !zero {
+                3
+            } else {
+                0
+            })
+        };
+    }
+    assert!(child > 0);
+    // What the parent writes after the fork is not seen by the child.
+    for at in (0..40usize << 20).step_by(4096) {
+        // SAFETY: the offset lies in the block.
+        unsafe { words(block.add(at)).write(!(at as u64)) };
+    }
+    // SAFETY: the buffer is one byte long.
+    assert_eq!(unsafe { libc::write(pipe[1], b"x".as_ptr().cast(), 1) }, 1);
+    let mut status = 0;
+    // SAFETY: waits for the child made above.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!((libc::WIFEXITED(status), libc::WEXITSTATUS(status)), (true, 0), "status {status:#x}");
+    for at in (0..40usize << 20).step_by(4096) {
+        // SAFETY: the offset lies in the block.
+        assert_eq!(unsafe { words(block.add(at)).read() }, !(at as u64), "the child's write is seen");
+    }
+    // SAFETY: the block is live and 1000 bytes long.
+    assert!(unsafe { std::slice::from_raw_parts(small.as_ptr(), 1000) }.iter().all(|&byte| byte == 7));
+    free_all(&pool, vec![block, small]);
+    pool.close().expect("nothing is in use");
+}

@@ -5,7 +5,7 @@
 //! the arena. These stay committed in private memory, charged to whichever pool owns the arena.
 //!
 //! # Invariants
-//! - A1: `owner` is set from before the engine learns of the arena until [`Arena::detach`] has collected it; only
+//! - A1: `owner` is set from before the engine takes the arena until [`Arena::detach`] has collected it; only
 //!   then may a pool that the owner refers to go away.
 
 use crate::heap::engine::{self, mi_arena_id_t, mi_heap_t};
@@ -13,20 +13,22 @@ use crate::space::{CHUNK_BYTES, SLOT_BYTES, SlotSource, Space};
 use crate::sync::service;
 use libc::c_void;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// An arena and the heap that allocates from it.
 pub(super) struct Arena {
     space: &'static Space,
-    start: NonNull<u8>,
+    chunks: NonNull<u8>,
     nr_chunks: usize,
+    /// From the first chunk's start to the end of the engine's description, in whole slots once the arena is made.
+    description_bytes: AtomicUsize,
     id: AtomicPtr<c_void>,
     heap: AtomicPtr<mi_heap_t>,
     owner: RwLock<Option<Arc<dyn SlotSource + Send>>>,
 }
 
-// SAFETY: an Arena is shared through its atomics and its lock; `start` is an address that never changes.
+// SAFETY: an Arena is shared through its atomics and its lock; `chunks` is an address that never changes.
 unsafe impl Send for Arena {}
 // SAFETY: as for Send.
 unsafe impl Sync for Arena {}
@@ -63,18 +65,33 @@ impl Arena {
         nr_chunks: usize,
         description: Arc<dyn SlotSource + Send>,
     ) -> Option<&'static Arena> {
-        let start = space.take_heap_chunks(nr_chunks)?;
+        let chunks = space.take_heap_chunks(nr_chunks)?;
         let arena: &'static Arena = Box::leak(Box::new(Arena {
             space,
-            start,
+            chunks,
             nr_chunks,
+            description_bytes: AtomicUsize::new(0),
             id: AtomicPtr::new(ptr::null_mut()),
             heap: AtomicPtr::new(ptr::null_mut()),
-            owner: RwLock::new(Some(description)),
+            owner: RwLock::new(None),
         }));
         let arg = ptr::from_ref(arena).cast_mut().cast();
+        // One unit less than the chunks hold, so that the start can move inside the first slot.
+        let len_bytes = nr_chunks * CHUNK_BYTES - ENGINE_UNIT;
+        // Without an owner the commit of the description is refused, and what was asked for tells its length. Then
+        // the arena is made so that its description ends where a slot ends, and no block shares a slot with it.
         // SAFETY: the chunks were just taken for good, and the record is leaked.
-        let made = unsafe { engine::new_heap_in_arena(start, nr_chunks * CHUNK_BYTES, commit, arg) };
+        let refused = unsafe { engine::new_heap_in_arena(chunks, len_bytes, commit, arg) };
+        debug_assert!(refused.is_none());
+        let described = arena.description_bytes.load(Ordering::Relaxed);
+        let lead = described.next_multiple_of(SLOT_BYTES) - described;
+        arena.description_bytes.store(lead + described, Ordering::Relaxed);
+        arena.set_owner(Some(description));
+        let start = space.slot_address(space.slot_index(chunks.as_ptr().addr())?);
+        // SAFETY: the lead is below a slot, which the chunks hold.
+        let start = unsafe { start.add(lead) };
+        // SAFETY: as for the first call; that one left nothing behind.
+        let made = unsafe { engine::new_heap_in_arena(start, len_bytes, commit, arg) };
         let Some((id, heap)) = made else {
             // The address range is lost, but nothing is committed in it.
             arena.set_owner(None);
@@ -109,11 +126,20 @@ impl Arena {
             // SAFETY: the caller argued it.
             unsafe { engine::destroy_heap(heap) };
         }
-        engine::collect();
+        // Only one thread at a time makes the engine give memory back, so it may take more than one call.
         let (addr, len_bytes) = self.range();
-        self.space.orphan(addr, len_bytes);
-        self.set_owner(None);
-        IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(self);
+        let blocks = addr + self.description_bytes.load(Ordering::Relaxed);
+        for _ in 0..MOST_COLLECTIONS {
+            engine::collect();
+            if self.space.is_blank(blocks, addr + len_bytes - blocks) {
+                self.space.orphan(addr, len_bytes);
+                self.set_owner(None);
+                IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(self);
+                return;
+            }
+            std::thread::yield_now();
+        }
+        // What the engine keeps stays charged to the owner, which then stays too.
     }
 
     /// Returns the heap that allocates from the arena.
@@ -126,7 +152,7 @@ impl Arena {
     }
 
     fn range(&self) -> (usize, usize) {
-        (self.start.as_ptr().addr(), self.nr_chunks * CHUNK_BYTES)
+        (self.chunks.as_ptr().addr(), self.nr_chunks * CHUNK_BYTES)
     }
 
     fn set_owner(&self, owner: Option<Arc<dyn SlotSource + Send>>) {
@@ -156,7 +182,10 @@ unsafe extern "C" fn commit(
             }
             return true;
         }
-        let Some(source) = owner.as_deref() else { return false };
+        let Some(source) = owner.as_deref() else {
+            arena.description_bytes.store(size, Ordering::Relaxed);
+            return false;
+        };
         let Some(zero) = arena.space.commit(start.addr(), size, source) else { return false };
         if !is_zero.is_null() {
             // SAFETY: the caller argued it.
@@ -166,5 +195,10 @@ unsafe extern "C" fn commit(
     })
 }
 
+/// The unit in which the engine rounds the length of an arena down.
+const ENGINE_UNIT: usize = 32 << 20;
+/// How often a closing pool asks the engine to give memory back.
+const MOST_COLLECTIONS: usize = 1000;
+
 /// The largest block that a fresh arena of one chunk surely holds.
-pub(super) const LARGEST_BLOCK: usize = CHUNK_BYTES / 2 - 8 * SLOT_BYTES;
+pub(super) const LARGEST_BLOCK: usize = CHUNK_BYTES / 2;

@@ -197,6 +197,11 @@ impl Space {
         }
     }
 
+    /// Whether no slot of a range (whole slots) is backed.
+    pub(crate) fn is_blank(&self, addr: usize, len_bytes: usize) -> bool {
+        self.slots_of(addr, len_bytes).all(|index| self.slot(index).lock().folio.is_none())
+    }
+
     /// Takes the folios of the committed slots in a range away and gives them back to their tier, but leaves the
     /// slots' private memory in place: they are *orphans*, committed and charged to nobody. Slots without a
     /// committed slice become blank. For the description of an arena between two owners.
