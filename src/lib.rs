@@ -7,5 +7,9 @@ compile_error!("daxtier reserves terabytes of address space and needs a 64-bit t
 
 pub mod device;
 pub mod error;
+pub mod folio;
+pub mod offset;
+pub mod pgmap;
+pub(crate) mod sync;
 pub(crate) mod sys;
 pub mod units;

@@ -1,0 +1,311 @@
+//! The steps of request, get and put, in their order.
+//!
+//! A request takes the pgmap's reference first, then the offset, then moves the run's words from 0 to 1; when a
+//! step fails the former ones are undone in reverse. The last put goes the other way: the run becomes idle, its
+//! offset is given back to the built-in allocator, the owner's callback runs, and the pgmap's reference goes
+//! last. Everything here works on `(core, offset, generation)`; `folio` wraps it in types that own references.
+
+use super::body::Body;
+use super::core::Core;
+use super::table::{PutOutcome, Sighting};
+use super::word::Fault;
+use super::{FolioError, FolioInfo, FreedFolio};
+use crate::offset::{Lifetime, OffsetError};
+use crate::units::{Order, PAGE_SIZE};
+use std::ptr::NonNull;
+
+/// How many runs with broken metadata an allocation passes over before it gives up.
+const MAX_BROKEN: usize = 16;
+
+/// A folio reference in parts: what identifies a live folio inside its pgmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) offset: u64,
+    pub(crate) generation: u16,
+    pub(crate) order: Order,
+}
+
+impl Core {
+    /// Makes the run at `offset` a folio with one reference.
+    pub(crate) fn request(&self, offset: u64, order: Order) -> Result<Place, FolioError> {
+        let id = self.id();
+        if !self.refs.tryget_live() {
+            return Err(FolioError::Dying { pgmap: id });
+        }
+        // SAFETY: the reference keeps the body.
+        let body = unsafe { self.body() };
+        let outcome = body.request(offset, order);
+        self.settle_request(body, order, outcome)
+    }
+
+    /// Makes a free run a folio with one reference.
+    pub(crate) fn alloc(&self, order: Order, lifetime: Lifetime) -> Result<Place, FolioError> {
+        let id = self.id();
+        if !self.refs.tryget_live() {
+            return Err(FolioError::Dying { pgmap: id });
+        }
+        // SAFETY: the reference keeps the body.
+        let body = unsafe { self.body() };
+        let outcome = body.alloc(order, lifetime);
+        self.settle_request(body, order, outcome)
+    }
+
+    fn settle_request(
+        &self,
+        body: &Body,
+        order: Order,
+        outcome: Result<Requested, RequestFault>,
+    ) -> Result<Place, FolioError> {
+        match outcome {
+            Ok((place, lost_folios)) => {
+                body.counters.note_request(order);
+                self.drop_lost(lost_folios);
+                Ok(place)
+            }
+            Err(RequestFault { error, lost_folios }) => {
+                body.counters.note_failure();
+                self.drop_lost(lost_folios);
+                self.unpin();
+                Err(error)
+            }
+        }
+    }
+
+    /// Drops the pgmap references of folios that were quarantined while they lived.
+    fn drop_lost(&self, folios: u64) {
+        (0..folios).for_each(|_| self.unpin());
+    }
+
+    /// Takes one more reference to a folio. The caller holds one, of the folio or of the pgmap.
+    pub(crate) fn get(&self, offset: u64, generation: u16) -> Result<(), FolioError> {
+        // SAFETY: the caller's reference keeps the body.
+        let body = unsafe { self.body() };
+        body.check_live(offset)?;
+        let outcome = body.table.get(offset, generation);
+        outcome.map_err(|fault| self.fault(body, fault, offset))
+    }
+
+    /// Drops a reference to a folio; `true` when it was the last. The caller holds a reference, of the folio or
+    /// of the pgmap, that keeps the pgmap until this function drops the folio's.
+    pub(crate) fn put(&self, offset: u64, generation: u16) -> Result<bool, FolioError> {
+        // SAFETY: the caller's reference keeps the body.
+        let body = unsafe { self.body() };
+        body.check_live(offset)?;
+        let outcome = body.table.put(offset, generation, |order| body.discard_idle(offset, order));
+        match outcome.map_err(|fault| self.fault(body, fault, offset))? {
+            PutOutcome::Live => Ok(false),
+            PutOutcome::Freed { order, user } => {
+                body.finish_free(offset, order, user);
+                self.unpin();
+                Ok(true)
+            }
+        }
+    }
+
+    /// Takes a reference to the live folio that covers `offset`, if there is one and the pgmap is live.
+    pub(crate) fn try_get(&self, offset: u64) -> Option<Place> {
+        // The pgmap's own reference is only needed for this call: the folio has one for as long as it lives. Losing
+        // the race to kill is no error.
+        if !self.refs.tryget_live() {
+            return None;
+        }
+        // SAFETY: the reference keeps the body.
+        let body = unsafe { self.body() };
+        let seen = body.check_claimed(offset).ok().and_then(|()| body.table.try_get(offset));
+        self.unpin();
+        seen.map(|seen| Place { offset: seen.offset, generation: seen.generation, order: seen.order })
+    }
+
+    /// Describes a live folio. The caller holds a reference, of the folio or of the pgmap.
+    pub(crate) fn look(&self, offset: u64, generation: u16) -> Result<FolioInfo, FolioError> {
+        // SAFETY: the caller's reference keeps the body.
+        let body = unsafe { self.body() };
+        body.check_live(offset)?;
+        let outcome = body.table.look(offset, generation);
+        outcome.map(|seen| body.info(&seen)).map_err(|fault| self.fault(body, fault, offset))
+    }
+
+    /// Stores a live folio's user word. The caller holds a reference to the folio.
+    pub(crate) fn set_user(&self, offset: u64, generation: u16, user: u64) -> Result<(), FolioError> {
+        // SAFETY: the caller's reference keeps the body.
+        let body = unsafe { self.body() };
+        body.check_live(offset)?;
+        let outcome = body.table.set_user(offset, generation, user);
+        outcome.map_err(|fault| self.fault(body, fault, offset))
+    }
+
+    /// Returns a live folio's address in the pgmap's own mapping. The caller holds a reference to the folio.
+    pub(crate) fn address(&self, place: Place) -> Result<NonNull<u8>, FolioError> {
+        // SAFETY: the caller's reference keeps the body.
+        let body = unsafe { self.body() };
+        body.check_live(place.offset)?;
+        // Marked before the address exists, so that a fork in between knows.
+        let marked = body.table.mark_addressed(place.offset, place.generation);
+        marked.map_err(|fault| self.fault(body, fault, place.offset))?;
+        body.address_of_run(place.offset, place.order)
+    }
+
+    /// Says what a fault means to the caller, and quarantines what is corrupt.
+    fn fault(&self, body: &Body, fault: Fault, offset: u64) -> FolioError {
+        if fault == Fault::Corrupt {
+            self.drop_lost(body.table.quarantine(offset, Order::PAGE));
+        }
+        body.error_of(fault, offset, Order::PAGE)
+    }
+}
+
+/// A new folio, and how many others turned out to be corrupt on the way.
+type Requested = (Place, u64);
+
+/// A request that failed after some folios turned out to be corrupt, or none.
+struct RequestFault {
+    error: FolioError,
+    lost_folios: u64,
+}
+
+impl From<FolioError> for RequestFault {
+    fn from(error: FolioError) -> RequestFault {
+        RequestFault { error, lost_folios: 0 }
+    }
+}
+
+impl Body {
+    fn request(&self, offset: u64, order: Order) -> Result<Requested, RequestFault> {
+        self.check_run(offset, order)?;
+        self.claim_run(offset, order)?;
+        if let Some(allocator) = &self.allocator {
+            allocator.reserve(offset, order).map_err(|error| self.reserve_error(error, offset, order))?;
+        }
+        let fault = match self.table.request(offset, order) {
+            Ok(generation) => return Ok((Place { offset, generation, order }, 0)),
+            Err(fault) => fault,
+        };
+        let error = self.error_of(fault, offset, order);
+        if fault == Fault::Corrupt {
+            // The run stays taken in the allocator, so that no page of it is handed out.
+            return Err(RequestFault { error, lost_folios: self.table.quarantine(offset, order) });
+        }
+        if let Some(allocator) = &self.allocator {
+            // Ours since the reserve above, so this cannot fail.
+            let _ = allocator.free(offset, order);
+        }
+        Err(error.into())
+    }
+
+    fn alloc(&self, order: Order, lifetime: Lifetime) -> Result<Requested, RequestFault> {
+        self.check_order(order)?;
+        let allocator = self.allocator.as_ref().ok_or(FolioError::OwnOffsets { pgmap: self.id })?;
+        let mut lost_folios = 0;
+        let mut broken = 0;
+        loop {
+            let offset = self
+                .alloc_offset(allocator, order, lifetime)
+                .map_err(|error| RequestFault { error, lost_folios })?;
+            match self.table.request(offset, order) {
+                Ok(generation) => return Ok((Place { offset, generation, order }, lost_folios)),
+                Err(fault) => {
+                    // The allocator says free and the metadata disagrees: leave the run taken and go on.
+                    if fault == Fault::Corrupt {
+                        lost_folios += self.table.quarantine(offset, order);
+                    }
+                    broken += 1;
+                    if broken == MAX_BROKEN {
+                        return Err(RequestFault { error: self.error_of(fault, offset, order), lost_folios });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Gives the offset back and tells the owner. The run is idle, no lock is held.
+    fn finish_free(&self, offset: u64, order: Order, user: u64) {
+        self.counters.note_free(order);
+        if let Some(allocator) = &self.allocator {
+            let freed = allocator.free(offset, order);
+            debug_assert_eq!(freed, Ok(()), "a live folio's run is allocated");
+        }
+        if let Some(on_free) = &self.on_free {
+            on_free.folio_free(FreedFolio { pgmap: self.id, offset, order, user });
+        }
+    }
+
+    fn check_run(&self, offset: u64, order: Order) -> Result<(), FolioError> {
+        self.check_order(order)?;
+        let nr_pages = self.nr_pages;
+        let end = offset.checked_add(order.nr_pages()).filter(|&end| end <= nr_pages);
+        if end.is_none() {
+            return Err(FolioError::OutOfBounds { offset, order, nr_pages });
+        }
+        if !order.is_aligned(offset) {
+            return Err(FolioError::Misaligned { offset, order });
+        }
+        Ok(())
+    }
+
+    fn check_order(&self, order: Order) -> Result<(), FolioError> {
+        if order < self.min_order {
+            return Err(FolioError::OrderTooSmall { order, min_order: self.min_order });
+        }
+        if order > self.max_order {
+            return Err(FolioError::OrderTooLarge { order, max_order: self.max_order });
+        }
+        Ok(())
+    }
+
+    /// Checks that a folio can be live at `offset`.
+    pub(crate) fn check_live(&self, offset: u64) -> Result<(), FolioError> {
+        self.check_claimed(offset).map_err(|error| match error {
+            FolioError::Forked { .. } => error,
+            _ => FolioError::Stale { pgmap: self.id, offset },
+        })
+    }
+
+    fn reserve_error(&self, error: OffsetError, offset: u64, order: Order) -> FolioError {
+        match error {
+            OffsetError::Busy { .. } => match self.table.obstacle(offset, order) {
+                Some(fault) => self.error_of(fault, offset, order),
+                None => FolioError::Busy { offset, order },
+            },
+            _ => FolioError::NotClaimed { offset },
+        }
+    }
+
+    fn error_of(&self, fault: Fault, offset: u64, order: Order) -> FolioError {
+        let pgmap = self.id;
+        match fault {
+            Fault::Busy => FolioError::Busy { offset, order },
+            Fault::Stale => FolioError::Stale { pgmap, offset },
+            Fault::Forked => FolioError::Forked { pgmap, offset },
+            Fault::Corrupt => FolioError::Corrupt { pgmap, offset },
+            Fault::Quarantined => FolioError::Quarantined { pgmap, offset },
+        }
+    }
+
+    pub(super) fn info(&self, seen: &Sighting) -> FolioInfo {
+        FolioInfo {
+            pgmap: self.id,
+            offset: seen.offset,
+            order: seen.order,
+            ref_count: seen.ref_count,
+            user: seen.user,
+            address: self.mapped_address(seen.offset, seen.order).map(|addr| addr.as_ptr().addr()),
+        }
+    }
+
+    /// Calls `f` with every live folio, each as it was when it was looked at.
+    pub(super) fn for_each_live(&self, f: &mut dyn FnMut(Sighting)) {
+        for index in self.known_extents() {
+            self.table.for_each_live(self.claimed_range(index), f);
+        }
+    }
+}
+
+/// Overwrites a run through its address.
+///
+/// # Safety
+/// The run is mapped writable at `addr`, and the caller has it to itself.
+pub(crate) unsafe fn zero(addr: NonNull<u8>, order: Order) {
+    debug_assert!(addr.as_ptr().addr() % PAGE_SIZE == 0);
+    // SAFETY: the caller's duty.
+    unsafe { std::ptr::write_bytes(addr.as_ptr(), 0, order.len_bytes() as usize) };
+}

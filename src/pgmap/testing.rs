@@ -1,0 +1,151 @@
+//! A device for tests: a memfd whose claims, zeroes and refusals the test decides.
+
+use crate::device::{AfterFork, Claim, Device, DeviceError, DeviceKind};
+use crate::error::SysError;
+use crate::pgmap::{Pgmap, PgmapOptions};
+use crate::sys::{file, mm};
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// A device of `kind` over a memfd (or anonymous memory, for private kinds).
+#[derive(Debug)]
+pub(crate) struct TestDevice {
+    pub(crate) kind: DeviceKind,
+    pub(crate) len_bytes: u64,
+    pub(crate) align_bytes: u64,
+    /// Whether claims promise zeroes.
+    pub(crate) is_zero: bool,
+    pub(crate) after_fork: AfterFork,
+    fd: OwnedFd,
+    /// Ranges that this process holds.
+    pub(crate) claimed: Mutex<Vec<Range<u64>>>,
+    /// Ranges that "another process" holds.
+    pub(crate) held: Mutex<Vec<Range<u64>>>,
+    pub(crate) maps: AtomicUsize,
+}
+
+impl TestDevice {
+    pub(crate) fn new(len_bytes: u64) -> TestDevice {
+        TestDevice {
+            kind: DeviceKind::Emulated,
+            len_bytes,
+            align_bytes: 2 << 20,
+            is_zero: true,
+            after_fork: AfterFork::Fresh,
+            fd: file::memfd(c"daxtier-test", len_bytes).expect("a sparse memfd"),
+            claimed: Mutex::new(Vec::new()),
+            held: Mutex::new(Vec::new()),
+            maps: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn claims(&self) -> usize {
+        self.claimed.lock().unwrap().len()
+    }
+
+    pub(crate) fn hold_elsewhere(&self, range: Range<u64>) {
+        self.held.lock().unwrap().push(range);
+    }
+}
+
+fn overlaps(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+impl Device for TestDevice {
+    fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    fn name(&self) -> &str {
+        "test"
+    }
+
+    fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+
+    fn align_bytes(&self) -> u64 {
+        self.align_bytes
+    }
+
+    fn node(&self) -> Option<u32> {
+        None
+    }
+
+    fn claim(&self, range: Range<u64>) -> Result<Claim, DeviceError> {
+        assert!(range.start % self.align_bytes == 0 && range.end % self.align_bytes == 0);
+        assert!(range.end <= self.len_bytes && !range.is_empty());
+        if self.held.lock().unwrap().iter().any(|held| overlaps(held, &range)) {
+            return Err(DeviceError::Claimed {
+                device: "test".into(),
+                start: range.start,
+                end: range.end,
+                holder: "another process".into(),
+            });
+        }
+        let mut claimed = self.claimed.lock().unwrap();
+        assert!(!claimed.iter().any(|c| overlaps(c, &range)), "claimed twice");
+        claimed.push(range);
+        Ok(Claim { is_zero: self.is_zero })
+    }
+
+    fn release(&self, range: Range<u64>) {
+        let mut claimed = self.claimed.lock().unwrap();
+        let index = claimed.iter().position(|c| *c == range).expect("released as it was claimed");
+        claimed.remove(index);
+    }
+
+    unsafe fn map_at(&self, addr: NonNull<u8>, offset: u64, len_bytes: usize) -> Result<(), DeviceError> {
+        assert!(addr.as_ptr().addr() as u64 % self.align_bytes == 0 && offset % self.align_bytes == 0);
+        self.maps.fetch_add(1, Ordering::Relaxed);
+        let wrap = |source: SysError| DeviceError::Sys { device: "test".into(), source };
+        if self.kind == DeviceKind::Dram {
+            // SAFETY: the caller owns the range.
+            unsafe { mm::map_anonymous(addr, len_bytes) }.map_err(wrap)
+        } else {
+            // SAFETY: the caller owns the range.
+            unsafe { mm::map_shared(addr, len_bytes, self.fd.as_fd(), offset) }.map_err(wrap)
+        }
+    }
+
+    fn discard(&self, range: Range<u64>) -> bool {
+        file::punch_hole(&self.fd, range.start, range.end - range.start).is_ok()
+    }
+
+    fn after_fork_in_child(&self) -> AfterFork {
+        self.after_fork
+    }
+}
+
+/// Binds a sparse emulated device of `len_bytes` with default options.
+pub(crate) fn bind(len_bytes: u64) -> Pgmap {
+    bind_with(TestDevice::new(len_bytes), PgmapOptions::default()).0
+}
+
+pub(crate) fn bind_with(device: TestDevice, options: PgmapOptions) -> (Pgmap, Arc<TestDevice>) {
+    let device = Arc::new(device);
+    (Pgmap::bind(device.clone(), options).expect("binds"), device)
+}
+
+pub(crate) fn order(order: u8) -> crate::units::Order {
+    crate::units::Order::new(order).expect("a valid order")
+}
+
+/// Checks the allocator's counters and that it agrees with the folios that live.
+pub(crate) fn validate(pgmap: &Pgmap) {
+    let body = pgmap.body();
+    let Some(allocator) = &body.allocator else { return };
+    allocator.validate().expect("consistent");
+    let mut live_pages = 0;
+    for info in pgmap.live_folios() {
+        assert_eq!(allocator.order_at(info.offset), Some(info.order), "{info:?}");
+        live_pages += info.order.nr_pages();
+    }
+    let stats = pgmap.stats();
+    assert_eq!(stats.used_bytes, live_pages * 4096);
+    assert_eq!(stats.claimed_bytes / 4096 - allocator.free_pages(), live_pages);
+}

@@ -1,0 +1,37 @@
+//! Locks, counters and lazily backed arrays that work inside `malloc`.
+//!
+//! Nothing here allocates after construction, and nothing calls libc beyond the futex and madvise wrappers of
+//! `sys`. [`Mutex`] is a futex lock, [`PercpuRef`] a reference count whose live path touches one line per
+//! processor, [`LazySlice`] an array whose memory appears where it is used.
+//!
+//! [`atomic`] is the one place that swaps the standard atomics for loom's: build with `--cfg loom` to
+//! model-check. Uses `sys`; used by everything above it.
+
+pub(crate) mod lazy_slice;
+pub(crate) mod mutex;
+pub(crate) mod percpu_ref;
+
+#[cfg(all(test, loom))]
+mod loom_mutex;
+#[cfg(all(test, loom))]
+mod loom_percpu_ref;
+
+pub(crate) use lazy_slice::{LazySlice, Zeroed};
+pub(crate) use mutex::{Mutex, MutexGuard, StaticMutex};
+pub(crate) use percpu_ref::PercpuRef;
+
+/// The atomics that models may observe.
+pub(crate) mod atomic {
+    #[cfg(loom)]
+    pub(crate) use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
+    #[cfg(not(loom))]
+    pub(crate) use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
+
+    pub(crate) use std::sync::atomic::Ordering;
+}
+
+/// Ends the process: a count left its range, and to go on would hand out memory that is in use.
+#[cold]
+pub(crate) fn abort_on_overflow() -> ! {
+    std::process::abort()
+}
