@@ -70,7 +70,10 @@ fn each_check_has_its_own_error() {
     let nr_pages = 64 * 256;
     let refused = |offset, wanted| pgmap.request_folio(offset, order(wanted)).unwrap_err();
     assert_eq!(refused(nr_pages, 1), FolioError::OutOfBounds { offset: nr_pages, order: order(1), nr_pages });
-    assert_eq!(refused(u64::MAX - 1, 1), FolioError::OutOfBounds { offset: u64::MAX - 1, order: order(1), nr_pages });
+    assert_eq!(
+        refused(u64::MAX - 1, 1),
+        FolioError::OutOfBounds { offset: u64::MAX - 1, order: order(1), nr_pages }
+    );
     assert_eq!(refused(512, 9 + 5), FolioError::OutOfBounds { offset: 512, order: order(14), nr_pages });
     assert_eq!(refused(3, 1), FolioError::Misaligned { offset: 3, order: order(1) });
     assert_eq!(refused(0, 0), FolioError::OrderTooSmall { order: order(0), min_order: order(1) });
@@ -169,15 +172,15 @@ fn the_callback_may_request_the_same_offset_again() {
             let pgmap = Pgmap::from_id(freed.pgmap).expect("the pgmap's reference goes after the callback");
             let mut kept = self.0.lock().unwrap();
             if kept.is_none() {
-                *kept = Some(pgmap.request_folio(freed.offset, freed.order).expect("idle, and no lock is held"));
+                *kept =
+                    Some(pgmap.request_folio(freed.offset, freed.order).expect("idle, and no lock is held"));
             }
         }
     }
     for offsets in [OffsetTracking::Provided, OffsetTracking::Own] {
         for wanted in [0, 9, 11] {
             let again = Arc::new(Again(Mutex::new(None)));
-            let options =
-                PgmapOptions { offsets, on_free: Some(again.clone()), ..PgmapOptions::default() };
+            let options = PgmapOptions { offsets, on_free: Some(again.clone()), ..PgmapOptions::default() };
             let (pgmap, _) = bind_with(TestDevice::new(64 * MIB), options);
             drop(pgmap.request_folio(2048, order(wanted)).unwrap());
             let kept = again.0.lock().unwrap().take().expect("requested again");

@@ -10,8 +10,13 @@ use std::ptr::NonNull;
 pub(super) use mi::{mi_arena_id_t, mi_heap_t};
 
 /// Decides over commits (`commit` true) and decommits of a range; sets `*is_zero` where it is not NULL.
-pub(super) type CommitFun =
-    unsafe extern "C" fn(commit: bool, start: *mut c_void, size: usize, is_zero: *mut bool, arg: *mut c_void) -> bool;
+pub(super) type CommitFun = unsafe extern "C" fn(
+    commit: bool,
+    start: *mut c_void,
+    size: usize,
+    is_zero: *mut bool,
+    arg: *mut c_void,
+) -> bool;
 
 /// Visits an area of a heap; a `false` answer stops the walk.
 pub(super) type VisitFun = unsafe extern "C" fn(
@@ -74,7 +79,18 @@ pub(super) unsafe fn new_heap_in_arena(
     let mut arena: mi_arena_id_t = std::ptr::null_mut();
     // SAFETY: the caller hands the range over; the callback follows the engine's contract.
     let managed = unsafe {
-        mi_manage_memory(start.as_ptr().cast(), size, false, false, true, -1, true, commit, arg, &raw mut arena)
+        mi_manage_memory(
+            start.as_ptr().cast(),
+            size,
+            false,
+            false,
+            true,
+            -1,
+            true,
+            commit,
+            arg,
+            &raw mut arena,
+        )
     };
     if !managed {
         return None;

@@ -102,7 +102,13 @@ impl Heap {
     }
 
     /// Tries every arena, the latest first.
-    fn alloc_from_any(&self, nr_arenas: usize, len_bytes: usize, align: usize, zero: bool) -> Option<NonNull<u8>> {
+    fn alloc_from_any(
+        &self,
+        nr_arenas: usize,
+        len_bytes: usize,
+        align: usize,
+        zero: bool,
+    ) -> Option<NonNull<u8>> {
         for at in (0..nr_arenas).rev() {
             let heap = self.arena(at).heap();
             // SAFETY: the arena is this pool's and attached, so its heap is live.

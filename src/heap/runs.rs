@@ -48,11 +48,13 @@ impl Runs {
             let nr_slots = len_bytes.max(1).div_ceil(SLOT_BYTES);
             let first = self.take(nr_slots, align.div_ceil(SLOT_BYTES))?;
             let start = self.space.slot_address(first);
-            let Some(is_zero) = self.space.commit(start.as_ptr().addr(), nr_slots * SLOT_BYTES, source) else {
+            let Some(is_zero) = self.space.commit(start.as_ptr().addr(), nr_slots * SLOT_BYTES, source)
+            else {
                 self.give(first, nr_slots);
                 return None;
             };
-            self.space.slot(first).lock().run_slots = u32::try_from(nr_slots).expect("runs are below 2^43 bytes");
+            self.space.slot(first).lock().run_slots =
+                u32::try_from(nr_slots).expect("runs are below 2^43 bytes");
             Some((start, is_zero))
         })
     }

@@ -11,8 +11,14 @@ const WORD_BITS: usize = 64;
 const NR_WORDS: usize = EXTENT_PAGES as usize / WORD_BITS;
 
 /// Bits at multiples of 2^k, for k of 0..=5.
-const ALIGNED: [u64; 6] =
-    [u64::MAX, 0x5555_5555_5555_5555, 0x1111_1111_1111_1111, 0x0101_0101_0101_0101, 0x0001_0001_0001_0001, 0x1_0000_0001];
+const ALIGNED: [u64; 6] = [
+    u64::MAX,
+    0x5555_5555_5555_5555,
+    0x1111_1111_1111_1111,
+    0x0101_0101_0101_0101,
+    0x0001_0001_0001_0001,
+    0x1_0000_0001,
+];
 
 /// Which pages are allocated and which begin an allocation, one bit a page.
 #[derive(Debug)]

@@ -96,7 +96,8 @@ impl<'a> Locked<'a> {
         self.maps_mut().take(page, order, true);
         self.header.free -= order.nr_pages() as u32;
         let nr_words = EXTENT_PAGES as usize / 64;
-        while (self.header.first_word as usize) < nr_words && self.maps().is_full(self.header.first_word as usize)
+        while (self.header.first_word as usize) < nr_words
+            && self.maps().is_full(self.header.first_word as usize)
         {
             self.header.first_word += 1;
         }

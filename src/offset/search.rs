@@ -235,9 +235,9 @@ impl OffsetAllocator {
         if u64::from(extent.header.first_word) > first_word {
             return agree(index, "first word", u64::from(extent.header.first_word), first_word);
         }
-        let largest = (0..=EXTENT_ORDER).rev().find(|&order| {
-            Order::new(order).is_ok_and(|order| maps.find(order, 0).is_some())
-        });
+        let largest = (0..=EXTENT_ORDER)
+            .rev()
+            .find(|&order| Order::new(order).is_ok_and(|order| maps.find(order, 0).is_some()));
         let needed = largest.map_or(0, |order| order + 1);
         if bound < needed {
             return agree(index, "bound", u64::from(bound), u64::from(needed));

@@ -46,11 +46,7 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    pub(super) fn new(
-        id: u16,
-        device: Arc<dyn Device>,
-        options: PgmapOptions,
-    ) -> Result<Body, PgmapError> {
+    pub(super) fn new(id: u16, device: Arc<dyn Device>, options: PgmapOptions) -> Result<Body, PgmapError> {
         let granule_bytes = device.align_bytes().max(PAGE_SIZE as u64);
         let len_bytes = device.len_bytes() / granule_bytes * granule_bytes;
         let name = || device.name().to_owned();

@@ -131,9 +131,7 @@ impl Body {
             if self.claimed_range(index).is_empty() {
                 self.claim_extent(index, &mut grow).map_err(|fault| match fault {
                     ClaimFault::Held(error) => FolioError::Device(error),
-                    ClaimFault::Limit => {
-                        FolioError::LimitReached { offset, limit_pages: self.limit_pages }
-                    }
+                    ClaimFault::Limit => FolioError::LimitReached { offset, limit_pages: self.limit_pages },
                     ClaimFault::Other(error) => error,
                 })?;
             }

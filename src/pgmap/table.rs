@@ -107,7 +107,8 @@ impl FolioTable {
     /// # Errors
     /// The refusal of mmap.
     pub(crate) fn new(owner: u16, nr_pages: u64) -> Result<FolioTable, SysError> {
-        let room = |len: u64| usize::try_from(len).map_err(|_| SysError { call: "mmap", errno: libc::ENOMEM });
+        let room =
+            |len: u64| usize::try_from(len).map_err(|_| SysError { call: "mmap", errno: libc::ENOMEM });
         Ok(FolioTable {
             owner,
             nr_pages,
@@ -446,8 +447,9 @@ impl FolioTable {
 
     /// Returns what keeps the run from being requested, if it is more than being in use. Lock-free, a hint.
     pub(crate) fn obstacle(&self, offset: u64, order: Order) -> Option<Fault> {
-        let is_permanent =
-            |word: Word| matches!(word.kind(), Kind::Quarantined | Kind::Forked).then(|| word.kind().as_obstacle());
+        let is_permanent = |word: Word| {
+            matches!(word.kind(), Kind::Quarantined | Kind::Forked).then(|| word.kind().as_obstacle())
+        };
         let (index, _) = self.block_of(offset);
         (index..index + order.nr_pages().div_ceil(BLOCK_PAGES)).find_map(|index| {
             let whole = Word(self.block(index).word.load(Ordering::Acquire));
@@ -506,7 +508,8 @@ impl FolioTable {
     }
 
     fn count_heads(&self, pages: Range<u64>) -> u64 {
-        pages.filter(|&page| Word(self.word(page).load(Ordering::Relaxed)).kind() == Kind::Head).count() as u64
+        pages.filter(|&page| Word(self.word(page).load(Ordering::Relaxed)).kind() == Kind::Head).count()
+            as u64
     }
 
     /// Makes the folios of `pages` that are in use at their own address the parent's, and returns how many.

@@ -95,7 +95,9 @@ impl AllocError {
         match self {
             AllocError::Exhausted { refusal: Some(refusal), .. } => refusal.errno(),
             AllocError::Exhausted { .. } => libc::ENOMEM,
-            AllocError::Alignment { .. } | AllocError::NoSuchTier { .. } | AllocError::Foreign(_) => libc::EINVAL,
+            AllocError::Alignment { .. } | AllocError::NoSuchTier { .. } | AllocError::Foreign(_) => {
+                libc::EINVAL
+            }
             AllocError::Folio(error) => error.errno(),
         }
     }

@@ -5,10 +5,10 @@
 
 use super::config::{AvailableMemory, Config, FastSize, SlowSpec};
 use super::error::{AllocError, CloseError, ForeignPointer, PoolError};
+use super::fork;
 use super::publish::StatsPage;
 use super::source::{PlacedSource, Tiers};
 use super::stats::PoolStats;
-use super::fork;
 use crate::device::{self, Device, Dram};
 use crate::folio::{Folio, FolioError, FolioInfo};
 use crate::heap::{self, Heap, Runs};
@@ -154,9 +154,9 @@ impl Pool {
     /// [`AllocError::Exhausted`] when the tiers that the options allow have no free run of this order.
     pub fn alloc_folio(&self, order: Order, options: AllocOptions) -> Result<Folio, AllocError> {
         let source = self.source(options.tier)?;
-        let mut folio = source.alloc(order, options.lifetime).map_err(|refusal| {
-            self.exhausted(order.len_bytes(), order.len_bytes(), options.tier, refusal)
-        })?;
+        let mut folio = source
+            .alloc(order, options.lifetime)
+            .map_err(|refusal| self.exhausted(order.len_bytes(), order.len_bytes(), options.tier, refusal))?;
         if options.zero {
             folio.address()?;
             folio.zero();
@@ -169,7 +169,12 @@ impl Pool {
     ///
     /// # Errors
     /// [`AllocError`] when the alignment is no power of two or too large, or the tiers are exhausted.
-    pub fn malloc(&self, size: usize, align: usize, options: AllocOptions) -> Result<NonNull<u8>, AllocError> {
+    pub fn malloc(
+        &self,
+        size: usize,
+        align: usize,
+        options: AllocOptions,
+    ) -> Result<NonNull<u8>, AllocError> {
         if !align.is_power_of_two() || align as u64 > Order::GIANT.len_bytes() {
             return Err(AllocError::Alignment { align });
         }
@@ -187,10 +192,18 @@ impl Pool {
 
     /// Serves what no arena can hold from whole slots.
     #[cold]
-    fn malloc_run(&self, size: usize, align: usize, options: AllocOptions) -> Result<NonNull<u8>, AllocError> {
+    fn malloc_run(
+        &self,
+        size: usize,
+        align: usize,
+        options: AllocOptions,
+    ) -> Result<NonNull<u8>, AllocError> {
         let small = size < SLOT_BYTES && align <= heap::LARGEST_ARENA_ALIGN;
-        let run = if small { None } else { self.inner.runs.alloc(size, align, &**self.source(options.tier)?) };
-        let Some((start, is_zero)) = run else { return Err(self.exhausted(size as u64, align as u64, options.tier, None)) };
+        let run =
+            if small { None } else { self.inner.runs.alloc(size, align, &**self.source(options.tier)?) };
+        let Some((start, is_zero)) = run else {
+            return Err(self.exhausted(size as u64, align as u64, options.tier, None));
+        };
         if options.zero && !is_zero {
             // SAFETY: the run was just made for this caller and is at least `size` bytes long.
             unsafe { start.write_bytes(0, size) };
@@ -292,7 +305,12 @@ impl Pool {
     ///
     /// # Safety
     /// With [`Advice::Discard`], nobody uses the range meanwhile, and it was allocated by the caller.
-    pub unsafe fn advise(&self, addr: NonNull<u8>, len_bytes: usize, advice: Advice) -> Result<(), ForeignPointer> {
+    pub unsafe fn advise(
+        &self,
+        addr: NonNull<u8>,
+        len_bytes: usize,
+        advice: Advice,
+    ) -> Result<(), ForeignPointer> {
         let end = addr.as_ptr().addr().saturating_add(len_bytes);
         let first = addr.as_ptr().addr().next_multiple_of(PAGE_SIZE);
         let pages = (first..end.saturating_sub(PAGE_SIZE - 1)).step_by(PAGE_SIZE);
@@ -307,7 +325,8 @@ impl Pool {
                 // SAFETY: the page is in a folio of ours, so it is mapped; adding zero changes no byte, even while
                 // others write to it.
                 Advice::Populate => unsafe {
-                    std::sync::atomic::AtomicU8::from_ptr(page).fetch_add(0, std::sync::atomic::Ordering::Relaxed);
+                    std::sync::atomic::AtomicU8::from_ptr(page)
+                        .fetch_add(0, std::sync::atomic::Ordering::Relaxed);
                 },
                 // SAFETY: as above, and the caller gave the contents up.
                 Advice::Discard => unsafe { page.write_bytes(0, PAGE_SIZE) },
@@ -327,7 +346,8 @@ impl Pool {
     /// Returns the folios in use that neither the heap nor the books hold.
     fn explicit_folios(&self) -> Vec<FolioInfo> {
         service::run(|| {
-            let held: HashSet<(u16, u64)> = self.inner.space.folios().into_iter().chain(self.inner.tiers.metadata_folios()).collect();
+            let held: HashSet<(u16, u64)> =
+                self.inner.space.folios().into_iter().chain(self.inner.tiers.metadata_folios()).collect();
             let pgmaps = self.tiers().iter().flat_map(Tier::pgmaps);
             pgmaps
                 .flat_map(Pgmap::live_folios)
@@ -354,7 +374,13 @@ impl Pool {
     }
 
     #[cold]
-    fn exhausted(&self, size: u64, align: u64, tier: Option<TierName>, refusal: Option<FolioError>) -> AllocError {
+    fn exhausted(
+        &self,
+        size: u64,
+        align: u64,
+        tier: Option<TierName>,
+        refusal: Option<FolioError>,
+    ) -> AllocError {
         service::run(|| {
             let tiers = self.describe(tier);
             let error = AllocError::Exhausted { requested_bytes: size, align_bytes: align, tiers, refusal };
@@ -380,7 +406,9 @@ impl Pool {
         let wanted = |name: &str| tier.is_none_or(|tier| tier.as_str() == name);
         let tiers = self.tiers().iter().filter(|tier| wanted(tier.name()));
         let states: Vec<String> = tiers
-            .map(|tier| format!("{} {} of {}", tier.name(), Bytes(tier.used_bytes()), Bytes(tier.capacity_bytes())))
+            .map(|tier| {
+                format!("{} {} of {}", tier.name(), Bytes(tier.used_bytes()), Bytes(tier.capacity_bytes()))
+            })
             .collect();
         format!("in use: {}; policy {}", states.join(", "), self.inner.policy)
     }
@@ -428,8 +456,11 @@ fn open_slow(spec: &SlowSpec) -> Result<Pgmap, PoolError> {
 
 fn bind(device: Arc<dyn Device>, limit_bytes: Option<u64>) -> Result<Pgmap, PoolError> {
     let name = device.name().to_owned();
-    let options =
-        PgmapOptions { name, limit_pages: limit_bytes.map(|bytes| bytes >> PAGE_SHIFT), ..PgmapOptions::default() };
+    let options = PgmapOptions {
+        name,
+        limit_pages: limit_bytes.map(|bytes| bytes >> PAGE_SHIFT),
+        ..PgmapOptions::default()
+    };
     Ok(Pgmap::bind(device, options)?)
 }
 

@@ -10,12 +10,12 @@ use crate::folio::{Folio, FolioError, RawFolio};
 use crate::offset::Lifetime;
 use crate::policy::{Choice, Placer};
 use crate::space::{SLOT_BYTES, SlotSource};
+use crate::sync::StaticMutex;
 use crate::sync::{Mutex, service};
 use crate::tier::Tier;
 use crate::units::Order;
-use crate::sync::StaticMutex;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 /// The tiers of a pool, the fast one first, and their books.
 pub(super) struct Tiers {
@@ -42,12 +42,8 @@ impl Tiers {
     /// # Errors
     /// The fast tier's refusal when it can't even hold the metadata.
     pub(super) fn open(tiers: Vec<Tier>, page: StatsPage) -> Result<Arc<Tiers>, FolioError> {
-        let tiers = Tiers {
-            tiers,
-            metadata: Mutex::new(Vec::new()),
-            metadata_bytes: AtomicU64::new(0),
-            page,
-        };
+        let tiers =
+            Tiers { tiers, metadata: Mutex::new(Vec::new()), metadata_bytes: AtomicU64::new(0), page };
         for (at, tier) in tiers.tiers.iter().enumerate() {
             let devices: Vec<&str> = tier.pgmaps().iter().map(|pgmap| pgmap.device().name()).collect();
             tiers.page.describe_tier(at, tier.name(), tier.kind().as_str(), &devices);
@@ -100,7 +96,8 @@ impl Tiers {
 
     /// Holds back as much fast memory as the metadata of all pgmaps has come to.
     fn charge_metadata(&self) -> Result<(), FolioError> {
-        let own = OWN_METADATA_BYTES + self.tiers.iter().flat_map(Tier::pgmaps).map(|pgmap| pgmap.stats().metadata_bytes).sum::<u64>();
+        let own = OWN_METADATA_BYTES
+            + self.tiers.iter().flat_map(Tier::pgmaps).map(|pgmap| pgmap.stats().metadata_bytes).sum::<u64>();
         while self.metadata_bytes() < own {
             let folio = self.tiers[0].alloc(Order::HUGE, Lifetime::Long)?;
             self.metadata_bytes.fetch_add(folio.len_bytes() as u64, Ordering::Relaxed);

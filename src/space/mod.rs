@@ -295,7 +295,6 @@ fn slice_mask(slot_addr: usize, addr: usize, len_bytes: usize) -> u32 {
     below_end & (u32::MAX << first)
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,6 +10,7 @@
 pub(crate) mod lazy_slice;
 pub(crate) mod mutex;
 pub(crate) mod percpu_ref;
+pub(crate) mod service;
 
 #[cfg(all(test, loom))]
 mod loom_mutex;
@@ -35,4 +36,3 @@ pub(crate) mod atomic {
 pub(crate) fn abort_on_overflow() -> ! {
     std::process::abort()
 }
-pub(crate) mod service;

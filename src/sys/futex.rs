@@ -32,12 +32,7 @@ pub(crate) fn wake(word: &AtomicU32, count: i32) {
     preserving_errno(|| {
         // SAFETY: `word` is a live, aligned 32-bit word.
         unsafe {
-            libc::syscall(
-                libc::SYS_futex,
-                word.as_ptr(),
-                libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
-                count,
-            )
+            libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, count)
         };
     });
 }
