@@ -309,15 +309,15 @@ impl StatsPage {
         }
     }
 
-    /// Returns what the page says. Allocates.
+    /// Returns what the page says. Allocates. Under a storm of failures a text may come out half old, half new.
     pub(crate) fn snapshot(&self) -> PoolStats {
-        const ATTEMPTS: u32 = 100;
+        const ATTEMPTS: u32 = 1000;
         let page = self.page();
-        let mut stats = PoolStats::default();
+        let copy = Page::new();
         for _ in 0..ATTEMPTS {
             // Acquire pairs with the Release of `end_texts`: an even number brings its texts with it.
             let before = page.sequence.load(Ordering::Acquire);
-            stats = page.to_stats();
+            copy.copy_from(page);
             // Acquire fence, with the Release fence of `try_begin_texts`: if one of the texts just read was
             // written under a newer number, the load that follows sees that number.
             fence(Ordering::Acquire);
@@ -326,7 +326,7 @@ impl StatsPage {
             }
             std::thread::yield_now();
         }
-        stats
+        copy.to_stats()
     }
 
     /// Returns whether other processes can find the page (until the program closes our descriptor and unless it

@@ -2,6 +2,7 @@ use super::*;
 use crate::policy::{Policy, TierName};
 use crate::runtime::config::{FastSize, OnError, StatsTarget};
 use std::fs;
+use std::ops::Range;
 use std::path::PathBuf;
 
 fn environment(variables: &[(&str, &str)]) -> Result<Effective, ConfigError> {
@@ -172,7 +173,10 @@ fn a_program_that_fills_in_nonsense_is_told() {
         Config { policy: Policy::Bind(TierName::Slow), slow: Vec::new(), ..valid.clone() },
         Config { stats: Some(StatsTarget::File(PathBuf::new())), ..valid.clone() },
         Config {
-            slow: vec![crate::runtime::config::SlowSpec { range: Some(9..3), ..valid.slow[0].clone() }],
+            slow: vec![crate::runtime::config::SlowSpec {
+                range: Some(Range { start: 9, end: 3 }),
+                ..valid.slow[0].clone()
+            }],
             ..valid.clone()
         },
         Config {

@@ -45,25 +45,26 @@ fn a_slow_device_has_a_size_and_a_range() {
 
 #[test]
 fn what_is_wrong_with_a_slow_device_is_named() {
-    let cases: [(&str, &dyn Fn(&ValueError) -> bool); 16] = [
-        ("", &|e| *e == ValueError::NoDevice),
-        ("/dev/dax0.0;", &|e| *e == ValueError::NoDevice),
-        (";emulated:2G", &|e| *e == ValueError::NoDevice),
-        ("dax0.0", &|e| matches!(e, ValueError::Device(_))),
-        ("/dev/dax0.0,", &|e| matches!(e, ValueError::UnknownOption { .. })),
-        ("/dev/dax0.0,siz=1G", &|e| matches!(e, ValueError::UnknownOption { text } if text == "siz=1G")),
-        ("/dev/dax0.0,size=1G,size=2G", &|e| matches!(e, ValueError::OptionTwice { option: "size", .. })),
-        ("/dev/dax0.0,range=1G", &|e| matches!(e, ValueError::NotARange { .. })),
-        ("/dev/dax0.0,range=1M+4M", &|e| *e == ValueError::PartialSlot { bytes: M }),
-        ("/dev/dax0.0,range=4M+0", &|e| *e == ValueError::TooSmall { bytes: 0 }),
-        ("/dev/dax0.0,range=8388606T+8388606T", &|e| {
+    type Expected = fn(&ValueError) -> bool;
+    let cases: [(&str, Expected); 16] = [
+        ("", |e| *e == ValueError::NoDevice),
+        ("/dev/dax0.0;", |e| *e == ValueError::NoDevice),
+        (";emulated:2G", |e| *e == ValueError::NoDevice),
+        ("dax0.0", |e| matches!(e, ValueError::Device(_))),
+        ("/dev/dax0.0,", |e| matches!(e, ValueError::UnknownOption { .. })),
+        ("/dev/dax0.0,siz=1G", |e| matches!(e, ValueError::UnknownOption { text } if text == "siz=1G")),
+        ("/dev/dax0.0,size=1G,size=2G", |e| matches!(e, ValueError::OptionTwice { option: "size", .. })),
+        ("/dev/dax0.0,range=1G", |e| matches!(e, ValueError::NotARange { .. })),
+        ("/dev/dax0.0,range=1M+4M", |e| *e == ValueError::PartialSlot { bytes: M }),
+        ("/dev/dax0.0,range=4M+0", |e| *e == ValueError::TooSmall { bytes: 0 }),
+        ("/dev/dax0.0,range=8388606T+8388606T", |e| {
             matches!(e, ValueError::Size(SizeError::TooLarge { .. }))
         }),
-        ("/dev/dax0.0,size=8M,range=0+4M", &|e| matches!(e, ValueError::BeyondRange { .. })),
-        ("emulated:2G,size=4G", &|e| matches!(e, ValueError::BeyondDevice { .. })),
-        ("emulated:2G,range=1G+2G", &|e| matches!(e, ValueError::BeyondDevice { .. })),
-        ("node:1,range=0+1G", &|e| matches!(e, ValueError::NodeOption { option: "range", .. })),
-        ("node:1,size=1G", &|e| matches!(e, ValueError::NodeOption { option: "size", .. })),
+        ("/dev/dax0.0,size=8M,range=0+4M", |e| matches!(e, ValueError::BeyondRange { .. })),
+        ("emulated:2G,size=4G", |e| matches!(e, ValueError::BeyondDevice { .. })),
+        ("emulated:2G,range=1G+2G", |e| matches!(e, ValueError::BeyondDevice { .. })),
+        ("node:1,range=0+1G", |e| matches!(e, ValueError::NodeOption { option: "range", .. })),
+        ("node:1,size=1G", |e| matches!(e, ValueError::NodeOption { option: "size", .. })),
     ];
     for (text, expected) in cases {
         let seen = parse_slow(text).expect_err(text);
