@@ -6,22 +6,19 @@
 //!
 //! Huge pages: the mapping asks for them, and the kernel gives them where
 //! `/sys/kernel/mm/transparent_hugepage/shmem_enabled` is `advise`, `within_size` or `always`.
-//!
-//! *Invariants*
-//! - I1: `node` holds the number of a descriptor that this device opened and its inode, or [`NO_NODE`].
-//! - I2: only `file` (from [`NO_NODE`]), `after_fork_in_child` and drop change `node`; the latter two
-//!   run while no other thread uses the device.
+//! Uses `descriptor`; used by `pgmap` through [`Device`].
 
+use super::descriptor::Descriptor;
 use super::range::{HUGE_BYTES, check_len, check_range, check_span};
 use super::{AfterFork, Claim, Device, DeviceError, DeviceKind};
 use crate::error::SysError;
-use crate::sys::file::{self, FileId};
+use crate::sys::file;
 use crate::sys::mm;
 use crate::units::Bytes;
 use std::ops::Range;
-use std::os::fd::{BorrowedFd, IntoRawFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A memfd with the contract of a device-dax node.
 #[derive(Debug)]
@@ -29,16 +26,10 @@ pub struct Emulated {
     name: String,
     len_bytes: u64,
     align_bytes: u64,
-    /// The file system that memfds live on, the same for all of them.
-    dev: u64,
-    /// Bits 0..32 the low half of the memfd's inode number, bits 32..64 its descriptor; or [`NO_NODE`].
-    node: AtomicU64,
+    memfd: Descriptor,
     /// Whether a released range may still hold bytes because the kernel refused to drop them.
     has_stale_bytes: AtomicBool,
 }
-
-/// The value of `node` while this process has no memfd: in a forked child before its first mapping.
-const NO_NODE: u64 = u64::MAX;
 
 impl Emulated {
     /// The granule when none is asked for: 2 MiB, as CXL memory has.
@@ -52,47 +43,12 @@ impl Emulated {
         let name = format!("emulated:{}", short_size(len_bytes));
         check_len(&name, len_bytes, align_bytes)?;
         let refused = |source| DeviceError::Sys { device: name.clone(), source };
-        let (node, dev) = open_node(len_bytes).map_err(refused)?;
-        Ok(Emulated {
-            name,
-            len_bytes,
-            align_bytes,
-            dev,
-            node: AtomicU64::new(node),
-            has_stale_bytes: AtomicBool::new(false),
-        })
+        let memfd = open_memfd(len_bytes).and_then(Descriptor::new).map_err(refused)?;
+        Ok(Emulated { name, len_bytes, align_bytes, memfd, has_stale_bytes: AtomicBool::new(false) })
     }
 
-    /// Returns the memfd, a new one in a forked child that had none yet.
-    ///
-    /// The borrow is only as good as the program's manners: it may close any number. So the inode is compared
-    /// each time, before anything is mapped through the number.
     fn file(&self) -> Result<BorrowedFd<'_>, SysError> {
-        // Acquire: pairs with the Release of the exchange below, so that the file behind the number has its length.
-        let mut node = self.node.load(Ordering::Acquire);
-        if node == NO_NODE {
-            let (fresh, _) = open_node(self.len_bytes)?;
-            // AcqRel: Release publishes the fresh memfd's length, Acquire sees the winner's when we lose.
-            match self.node.compare_exchange(NO_NODE, fresh, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => node = fresh,
-                Err(winner) => {
-                    self.close(fresh);
-                    node = winner;
-                }
-            }
-        }
-        // SAFETY: by I1 the descriptor is ours and stays open while `self` lives.
-        unsafe { file::borrow_if(descriptor(node), |id| self.is_ours(node, id)) }
-    }
-
-    fn is_ours(&self, node: u64, id: FileId) -> bool {
-        id.dev == self.dev && id.ino as u32 == node as u32
-    }
-
-    fn close(&self, node: u64) {
-        if node != NO_NODE {
-            file::close_if(descriptor(node), |id| self.is_ours(node, id));
-        }
+        self.memfd.get(|| open_memfd(self.len_bytes))
     }
 
     fn refused(&self, source: SysError) -> DeviceError {
@@ -103,16 +59,8 @@ impl Emulated {
     }
 }
 
-/// Opens a memfd and returns it as a word for `node`, with the file system's device number.
-fn open_node(len_bytes: u64) -> Result<(u64, u64), SysError> {
-    let fd = file::memfd(c"daxtier", len_bytes)?;
-    let fd = fd.into_raw_fd();
-    let id = file::stat(fd)?.id;
-    Ok((u64::from(fd as u32) << 32 | id.ino & u64::from(u32::MAX), id.dev))
-}
-
-fn descriptor(node: u64) -> RawFd {
-    (node >> 32) as RawFd
+fn open_memfd(len_bytes: u64) -> Result<OwnedFd, SysError> {
+    file::memfd(c"daxtier", len_bytes)
 }
 
 /// Writes a size as people give it: `2G`, `512M`.
@@ -184,8 +132,8 @@ impl Device for Emulated {
         if check_range(&self.name, &range, self.len_bytes, self.align_bytes).is_err() {
             return false;
         }
-        // Relaxed: only asks whether there is a file at all; without one there is nothing to drop.
-        if self.node.load(Ordering::Relaxed) == NO_NODE {
+        if !self.memfd.is_open() {
+            // A forked child without a memfd yet: every byte is zero.
             return true;
         }
         self.file().is_ok_and(|node| file::punch_hole(node, range.start, range.end - range.start).is_ok())
@@ -193,18 +141,10 @@ impl Device for Emulated {
 
     /// Lets go of the parent's memfd. The child's own appears at its first mapping.
     fn after_fork_in_child(&self) -> AfterFork {
-        // Relaxed: the child has one thread (I2).
-        let node = self.node.swap(NO_NODE, Ordering::Relaxed);
-        self.close(node);
+        self.memfd.close();
+        // Relaxed: the child has one thread.
         self.has_stale_bytes.store(false, Ordering::Relaxed);
         AfterFork::Fresh
-    }
-}
-
-impl Drop for Emulated {
-    fn drop(&mut self) {
-        let node = *self.node.get_mut();
-        self.close(node);
     }
 }
 
@@ -297,11 +237,9 @@ mod tests {
         let device = Emulated::new(2 * HUGE_BYTES, HUGE_BYTES).unwrap();
         let space = mapped(&device, 0);
         write(&space, 9);
-        let node_before = device.node.load(Ordering::Relaxed);
+        let number = device.memfd.number();
         let end = in_child(|| {
-            if device.after_fork_in_child() != AfterFork::Fresh
-                || device.node.load(Ordering::Relaxed) != NO_NODE
-            {
+            if device.after_fork_in_child() != AfterFork::Fresh || device.memfd.is_open() {
                 return 1;
             }
             // SAFETY: the reservation is the child's copy, and nothing of it is mapped (DONTFORK).
@@ -313,14 +251,14 @@ mod tests {
         });
         assert_eq!(end, ChildEnd::Exited(0));
         assert_eq!(read(&space), 9, "the child wrote into the parent's device");
-        assert_eq!(device.node.load(Ordering::Relaxed), node_before);
+        assert_eq!(device.memfd.number(), number);
     }
 
     #[test]
     fn a_descriptor_that_the_program_took_over_is_never_mapped_or_closed() {
         let device = Emulated::new(HUGE_BYTES, HUGE_BYTES).unwrap();
         let space = Reservation::new(HUGE, HUGE).unwrap();
-        let number = descriptor(device.node.load(Ordering::Relaxed));
+        let number = device.memfd.number().unwrap();
         let other = file::memfd(c"program", HUGE_BYTES).unwrap();
         let end = in_child(|| {
             // SAFETY: dup2 takes plain numbers; it replaces the device's descriptor, as a careless program may.

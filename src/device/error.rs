@@ -1,5 +1,6 @@
 //! Why a device could not be made, opened, claimed or mapped: what was seen, and what to do about it.
 
+use super::discovery::DaxState;
 use crate::error::SysError;
 use crate::units::Bytes;
 
@@ -52,6 +53,56 @@ pub enum DeviceError {
         start: u64,
         /// End of the range asked for.
         end: u64,
+        /// The device's length.
+        len_bytes: u64,
+    },
+    /// No file has this path.
+    #[error("{device}: there is no such file; {}", known_devices(.known))]
+    Missing {
+        /// The path.
+        device: String,
+        /// The dax devices that the machine has.
+        known: Vec<String>,
+    },
+    /// The file is not a dax device.
+    #[error("{device} is {found}, not a dax device; {}", known_devices(.known))]
+    NotDax {
+        /// The path.
+        device: String,
+        /// What it is.
+        found: String,
+        /// The dax devices that the machine has.
+        known: Vec<String>,
+    },
+    /// The dax device is there but cannot be used.
+    #[error("{device}: {state}; {mend}")]
+    Unusable {
+        /// The path.
+        device: String,
+        /// What was observed.
+        state: DaxState,
+        /// The command or step that makes it usable.
+        mend: String,
+    },
+    /// The device was removed, or unbound from its driver, after it was opened.
+    #[error("{device}: the device is gone: it was removed or unbound from its driver")]
+    Gone {
+        /// The path.
+        device: String,
+    },
+    /// A part of a device was asked for, of a kind that has no parts to share.
+    #[error("{device}: only dax devices have ranges; leave range= out, or give a smaller size")]
+    NoRanges {
+        /// The device's name.
+        device: String,
+    },
+    /// The size to use is more than the device has.
+    #[error("{device}: {} were asked for, but it has {}", Bytes(*.size_bytes), Bytes(*.len_bytes))]
+    SizeBeyondEnd {
+        /// The device's name.
+        device: String,
+        /// The size asked for.
+        size_bytes: u64,
         /// The device's length.
         len_bytes: u64,
     },
@@ -128,10 +179,24 @@ impl DeviceError {
             | DeviceError::NotAligned { .. } => libc::EINVAL,
             DeviceError::BeyondEnd { .. } => libc::ERANGE,
             DeviceError::Claimed { .. } => libc::EBUSY,
-            DeviceError::NoSuchNode { .. } => libc::ENODEV,
+            DeviceError::Missing { .. } => libc::ENOENT,
+            DeviceError::NoSuchNode { .. } | DeviceError::NotDax { .. } => libc::ENODEV,
+            DeviceError::Unusable { state, .. } => state.errno(),
+            DeviceError::Gone { .. } => libc::ENXIO,
+            DeviceError::NoRanges { .. } => libc::EINVAL,
+            DeviceError::SizeBeyondEnd { .. } => libc::ERANGE,
             DeviceError::NodeTooSmall { .. } => libc::ENOMEM,
             DeviceError::DescriptorLost { .. } => libc::EBADF,
             DeviceError::NodeRefused { source, .. } | DeviceError::Sys { source, .. } => source.errno,
         }
+    }
+}
+
+fn known_devices(known: &[String]) -> String {
+    if known.is_empty() {
+        "this machine has no dax devices: an emulated one works everywhere (emulated:2G)".to_owned()
+    } else {
+        let paths: Vec<String> = known.iter().map(|name| format!("/dev/{name}")).collect();
+        format!("this machine's dax devices are {} (daxtier list)", paths.join(", "))
     }
 }

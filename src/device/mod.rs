@@ -5,17 +5,26 @@
 //! bound to a NUMA node. A device knows nothing of folios: a pgmap claims ranges of it and maps them.
 //! Uses `sys` and `topology`; used by `pgmap`.
 
+mod claim;
+mod dax;
+mod descriptor;
+mod discovery;
 mod dram;
 mod emulated;
 mod error;
 mod node;
+mod origin;
 mod range;
 mod spec;
 
+pub use claim::Holder;
+pub use dax::{Dax, DaxOptions};
+pub use discovery::{DaxInfo, DaxMapping, DaxRegion, DaxState, discover};
 pub use dram::Dram;
 pub use emulated::Emulated;
 pub use error::DeviceError;
 pub use node::NodeMemory;
+pub use origin::{CxlMemdev, Origin};
 pub use spec::{DeviceSpec, DeviceSpecError};
 
 use std::fmt::Debug;

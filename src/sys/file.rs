@@ -2,8 +2,10 @@
 //! do not meet them.
 
 use crate::error::SysError;
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// The lowest number that a descriptor of ours takes, where the limit on open files allows.
 const FIRST_OWN_DESCRIPTOR: i32 = 512;
@@ -120,4 +122,33 @@ pub(crate) fn close_if(fd: RawFd, is_ours: impl FnOnce(FileId) -> bool) {
         // SAFETY: the number refers to the file that our owner opened, who gives it up with this call.
         unsafe { libc::close(fd) };
     }
+}
+
+/// Opens a file for reading and writing, close-on-exec, under a high number.
+///
+/// # Errors
+/// The refusal of open.
+pub(crate) fn open_read_write(path: &CStr) -> Result<OwnedFd, SysError> {
+    let flags = libc::O_RDWR | libc::O_CLOEXEC | libc::O_NOCTTY;
+    // SAFETY: `path` is NUL-terminated and lives through the call.
+    let fd = unsafe { libc::open(path.as_ptr(), flags) };
+    if fd < 0 {
+        return Err(SysError::last("open"));
+    }
+    // SAFETY: open just returned this descriptor; nobody else owns it.
+    Ok(move_high(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Returns whether permissions let this process open the file at `path` for reading, or also for writing.
+pub(crate) fn may_open(path: &Path, for_writing: bool) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return false };
+    let mode = if for_writing { libc::R_OK | libc::W_OK } else { libc::R_OK };
+    // SAFETY: `path` is NUL-terminated and lives through the call.
+    unsafe { libc::faccessat(libc::AT_FDCWD, path.as_ptr(), mode, libc::AT_EACCESS) == 0 }
+}
+
+/// Returns the user that this process acts as.
+pub(crate) fn effective_uid() -> u32 {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
 }

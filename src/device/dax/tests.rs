@@ -1,0 +1,307 @@
+//! Tests of [`Dax`] without a dax device: `/dev/zero` stands for a node that opens and maps, and a regular file for a
+//! node that processes share.
+
+use super::*;
+use crate::device::range::HUGE_BYTES;
+use crate::sys::mm::Reservation;
+use crate::sys::testing::{ChildEnd, in_child};
+use crate::topology::tree::Tree;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const HUGE: usize = HUGE_BYTES as usize;
+
+/// Gives the recorded dax0.0 the device number of `stand_in` and returns its sysfs directory.
+fn stand_in(tree: &Tree, dev: &str) -> PathBuf {
+    let dir = std::fs::canonicalize(tree.path("sys/bus/dax/devices/dax0.0")).unwrap();
+    std::fs::write(dir.join("dev"), dev).unwrap();
+    dir
+}
+
+fn open_zero(tree: &Tree, range: Option<Range<u64>>) -> Result<Dax, DeviceError> {
+    Dax::open_under(tree.root(), Path::new("/dev/zero"), DaxOptions { range })
+}
+
+/// A device over a regular file of four granules.
+fn over_file(path: &Path, range: Option<Range<u64>>) -> Result<Dax, DeviceError> {
+    let tree = Tree::recorded("cxl-devdax");
+    let mut info = DaxInfo::read(tree.root(), "dax0.0").unwrap();
+    info.len_bytes = 4 * HUGE_BYTES;
+    let c_path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    let node = file::open_read_write(&c_path).unwrap();
+    let opened = file::stat(node.as_raw_fd()).unwrap();
+    Dax::from_node(path.to_string_lossy().into_owned(), c_path, node, opened, &info, DaxOptions { range })
+}
+
+fn shared_file() -> (Tree, PathBuf) {
+    let tree = Tree::empty();
+    tree.write("node", "");
+    let path = tree.path("node");
+    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(4 * HUGE_BYTES).unwrap();
+    (tree, path)
+}
+
+fn is_claimed<T>(result: &Result<T, DeviceError>) -> bool {
+    matches!(result, Err(DeviceError::Claimed { .. }))
+}
+
+/// Claims once it can: a child that another test is forking holds our description for a moment.
+fn claim_soon(device: &Dax, range: Range<u64>) -> bool {
+    (0..500).any(|_| {
+        let claimed = device.claim(range.clone()).is_ok();
+        if !claimed {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        claimed
+    })
+}
+
+#[test]
+fn a_device_of_the_dax_bus_opens_maps_and_is_never_known_to_be_zero() {
+    let tree = Tree::recorded("cxl-devdax");
+    stand_in(&tree, "1:5");
+    let device = open_zero(&tree, None).unwrap();
+    assert_eq!((device.name(), device.kind(), device.node()), ("/dev/zero", DeviceKind::Dax, Some(2)));
+    assert_eq!((device.len_bytes(), device.align_bytes()), (512 << 20, HUGE_BYTES));
+    let space = Reservation::new(HUGE, HUGE).unwrap();
+    // SAFETY: the reservation is this test's own.
+    unsafe { device.map_at(space.base(), 0, HUGE) }.unwrap();
+    // SAFETY: the address was just mapped writable.
+    unsafe { space.base().as_ptr().write_volatile(1) };
+    assert!(!device.discard(0..HUGE_BYTES));
+}
+
+#[test]
+fn files_that_are_no_dax_devices_are_refused_with_what_they_are() {
+    let tree = Tree::recorded("cxl-devdax");
+    let file = tree.path("sys/devices/system/cpu/online");
+    let dir = tree.path("sys");
+    for (path, is) in
+        [(Path::new("/dev/null"), "character device 1:3"), (&file, "a regular file"), (&dir, "a directory")]
+    {
+        match Dax::open_under(tree.root(), path, DaxOptions::default()) {
+            Err(error @ DeviceError::NotDax { .. }) => {
+                let text = error.to_string();
+                assert!(text.contains(is) && text.contains("/dev/dax0.0"), "{text}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_missing_device_is_named_with_those_there_are() {
+    let tree = Tree::recorded("cxl-two");
+    match Dax::open_under(tree.root(), Path::new("/dev/dax7.0"), DaxOptions::default()) {
+        Err(error @ DeviceError::Missing { .. }) => {
+            assert_eq!(error.errno(), libc::ENOENT);
+            assert!(error.to_string().contains("/dev/dax0.0, /dev/dax1.0"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let none = Tree::recorded("one-node");
+    match Dax::open_under(none.root(), Path::new("/dev/dax0.0"), DaxOptions::default()) {
+        Err(error @ DeviceError::Missing { .. }) => {
+            assert!(error.to_string().contains("emulated:2G"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let below_a_file = Dax::open_under(none.root(), Path::new("/dev/zero/dax0.0"), DaxOptions::default());
+    assert!(matches!(below_a_file, Err(DeviceError::Sys { .. })), "{below_a_file:?}");
+}
+
+#[test]
+fn a_device_that_cannot_be_used_says_why_and_how_to_mend_it() {
+    for (recorded, attribute, value, part) in [
+        ("cxl-system-ram", "", "", "system-ram mode"),
+        ("cxl-no-driver", "", "", "no driver"),
+        ("cxl-devdax", "size", "0", "size is 0"),
+        ("cxl-devdax", "size", "x", "size in sysfs cannot be read"),
+    ] {
+        let tree = Tree::recorded(recorded);
+        let dir = stand_in(&tree, "1:5");
+        if !attribute.is_empty() {
+            std::fs::write(dir.join(attribute), value).unwrap();
+        }
+        match open_zero(&tree, None) {
+            Err(error @ DeviceError::Unusable { .. }) => assert!(error.to_string().contains(part), "{error}"),
+            other => panic!("{recorded}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_size_or_alignment_that_no_mapping_can_have_is_refused() {
+    for (attribute, value) in [("align", "6291456"), ("align", "512"), ("size", "2097153")] {
+        let tree = Tree::recorded("cxl-devdax");
+        let dir = stand_in(&tree, "1:5");
+        std::fs::write(dir.join(attribute), value).unwrap();
+        let opened = open_zero(&tree, None);
+        assert!(
+            matches!(opened, Err(DeviceError::BadAlign { .. } | DeviceError::NotAligned { .. })),
+            "{attribute} {value}: {opened:?}"
+        );
+    }
+}
+
+#[test]
+fn ranges_are_checked_against_the_device() {
+    let tree = Tree::recorded("cxl-devdax");
+    stand_in(&tree, "1:5");
+    let len = 512u64 << 20;
+    let device = open_zero(&tree, Some(HUGE_BYTES..4 * HUGE_BYTES)).unwrap();
+    assert_eq!(device.len_bytes(), 3 * HUGE_BYTES);
+    assert!(matches!(device.claim(0..4 * HUGE_BYTES), Err(DeviceError::BeyondEnd { .. })));
+    let error = |range| open_zero(&tree, Some(range)).unwrap_err();
+    assert!(matches!(error(0..len + HUGE_BYTES), DeviceError::BeyondEnd { .. }));
+    assert!(matches!(error(len..len + HUGE_BYTES), DeviceError::BeyondEnd { .. }));
+    assert!(matches!(error(4096..HUGE_BYTES), DeviceError::NotAligned { value: 4096, .. }));
+    assert!(matches!(error(0..HUGE_BYTES + 1), DeviceError::NotAligned { .. }));
+    assert!(matches!(error(HUGE_BYTES..HUGE_BYTES), DeviceError::EmptyRange { .. }));
+}
+
+/// Runs `child` as a user without rights, or as this one if it has none.
+fn without_rights(child: impl FnOnce() -> i32) -> ChildEnd {
+    in_child(|| {
+        if file::effective_uid() == 0 {
+            // SAFETY: setgroups with no groups reads no memory.
+            unsafe { libc::setgroups(0, std::ptr::null()) };
+            // SAFETY: setgid and setuid take plain numbers.
+            unsafe { libc::setgid(65534) };
+            // SAFETY: as above.
+            unsafe { libc::setuid(65534) };
+        }
+        child()
+    })
+}
+
+#[test]
+fn a_node_without_permission_says_whose_it_is() {
+    // /dev/kmsg may be read by all and written by root, /dev/mem neither, on machines that have them.
+    for (path, dev) in [("/dev/kmsg", "1:11"), ("/dev/mem", "1:1")] {
+        let tree = Tree::recorded("cxl-devdax");
+        stand_in(&tree, dev);
+        std::fs::set_permissions(tree.root(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        if !Path::new(path).exists() {
+            eprintln!("skipped: no {path} here");
+            continue;
+        }
+        let end = without_rights(|| {
+            let (may_read, may_write) =
+                (file::may_open(Path::new(path), false), file::may_open(Path::new(path), true));
+            let state = match Dax::open_under(tree.root(), Path::new(path), DaxOptions::default()) {
+                Ok(_) => return i32::from(!may_write),
+                Err(DeviceError::Unusable { state, mend, .. }) if mend.contains("sudo chown") => state,
+                Err(_) => return 2,
+            };
+            match state {
+                DaxState::ReadOnly { .. } => i32::from(!may_read || may_write) * 3,
+                DaxState::NotPermitted { .. } => i32::from(may_read) * 4,
+                _ => 5,
+            }
+        });
+        assert_eq!(end, ChildEnd::Exited(0), "{path}");
+    }
+}
+
+#[test]
+fn two_opens_cannot_claim_the_same_bytes() {
+    let (_tree, path) = shared_file();
+    let (one, two) = (over_file(&path, None).unwrap(), over_file(&path, None).unwrap());
+    assert_eq!(one.claim(0..2 * HUGE_BYTES), Ok(Claim { is_zero: false }));
+    let refused = two.claim(HUGE_BYTES..3 * HUGE_BYTES);
+    assert!(is_claimed(&refused), "{refused:?}");
+    assert_eq!(refused.unwrap_err().errno(), libc::EBUSY);
+    assert!(two.claim(2 * HUGE_BYTES..3 * HUGE_BYTES).is_ok());
+    one.release(HUGE_BYTES..2 * HUGE_BYTES);
+    assert!(claim_soon(&two, HUGE_BYTES..2 * HUGE_BYTES));
+    assert!(is_claimed(&two.claim(0..HUGE_BYTES)), "only the released part came free");
+}
+
+#[test]
+fn ranges_of_a_device_are_claimed_where_they_lie_on_the_node() {
+    let (_tree, path) = shared_file();
+    let whole = over_file(&path, None).unwrap();
+    let upper = over_file(&path, Some(2 * HUGE_BYTES..4 * HUGE_BYTES)).unwrap();
+    upper.claim(0..HUGE_BYTES).unwrap();
+    assert!(whole.claim(0..2 * HUGE_BYTES).is_ok());
+    assert!(is_claimed(&whole.claim(2 * HUGE_BYTES..3 * HUGE_BYTES)));
+    assert!(whole.claim(3 * HUGE_BYTES..4 * HUGE_BYTES).is_ok());
+}
+
+#[test]
+fn two_processes_cannot_claim_the_same_extent() {
+    let (_tree, path) = shared_file();
+    let ours = over_file(&path, None).unwrap();
+    ours.claim(0..HUGE_BYTES).unwrap();
+    let end = in_child(|| {
+        let theirs = over_file(&path, None).unwrap();
+        if !is_claimed(&theirs.claim(0..HUGE_BYTES)) {
+            return 1;
+        }
+        i32::from(theirs.claim(HUGE_BYTES..2 * HUGE_BYTES).is_err()) * 2
+    });
+    assert_eq!(end, ChildEnd::Exited(0));
+    assert!(claim_soon(&ours, HUGE_BYTES..2 * HUGE_BYTES), "the child's claim went with the child");
+}
+
+#[test]
+fn a_forked_child_neither_holds_nor_frees_its_parents_claims() {
+    let (_tree, path) = shared_file();
+    let device = over_file(&path, None).unwrap();
+    device.claim(0..HUGE_BYTES).unwrap();
+    let number = device.file.number().unwrap();
+    let end = in_child(|| {
+        if device.after_fork_in_child() != AfterFork::Foreign || file::stat(number).is_ok() {
+            return 1;
+        }
+        device.release(0..HUGE_BYTES);
+        if !is_claimed(&device.claim(0..HUGE_BYTES)) {
+            return 2;
+        }
+        device.release(0..HUGE_BYTES);
+        i32::from(device.claim(HUGE_BYTES..2 * HUGE_BYTES).is_err()) * 3
+    });
+    assert_eq!(end, ChildEnd::Exited(0));
+    let other = over_file(&path, None).unwrap();
+    assert!(is_claimed(&other.claim(0..HUGE_BYTES)), "the child gave its parent's claim away");
+}
+
+#[test]
+fn a_child_that_finds_another_node_at_the_path_claims_nothing() {
+    let (tree, path) = shared_file();
+    let device = over_file(&path, None).unwrap();
+    let end = in_child(|| {
+        device.after_fork_in_child();
+        std::fs::rename(&path, tree.path("moved")).unwrap();
+        std::fs::write(&path, "").unwrap();
+        match device.claim(0..HUGE_BYTES) {
+            Err(DeviceError::Sys { source, .. }) => i32::from(source.errno != libc::ESTALE),
+            _ => 2,
+        }
+    });
+    assert_eq!(end, ChildEnd::Exited(0));
+}
+
+#[test]
+fn bytes_are_shared_between_claims_and_not_with_a_forked_child() {
+    let (_tree, path) = shared_file();
+    let device = over_file(&path, Some(HUGE_BYTES..3 * HUGE_BYTES)).unwrap();
+    let space = Reservation::new(HUGE, HUGE).unwrap();
+    // SAFETY: the reservation is this test's own.
+    unsafe { device.map_at(space.base(), 0, HUGE) }.unwrap();
+    let byte = space.base().as_ptr();
+    // SAFETY: the address was just mapped writable.
+    unsafe { byte.write_volatile(77) };
+    let end = in_child(|| {
+        // SAFETY: the address is not mapped in the child, which is what the test is about: the read ends it.
+        i32::from(unsafe { byte.read_volatile() })
+    });
+    assert_eq!(end, ChildEnd::Killed(libc::SIGSEGV));
+    let whole = over_file(&path, None).unwrap();
+    let other = Reservation::new(HUGE, HUGE).unwrap();
+    // SAFETY: the reservation is this test's own.
+    unsafe { whole.map_at(other.base(), HUGE_BYTES, HUGE) }.unwrap();
+    // SAFETY: the address was just mapped readable.
+    assert_eq!(unsafe { other.base().as_ptr().read_volatile() }, 77);
+}
