@@ -67,6 +67,8 @@ pub struct DaxRegion {
     pub id: Option<u32>,
     /// The directory below `/sys/devices`, such as `platform/hmem.0`.
     pub path: String,
+    /// The first physical address of a CXL region.
+    pub start: Option<u64>,
     /// Length.
     pub len_bytes: u64,
     /// Bytes that no device has, where devices can be cut from the region.
@@ -367,6 +369,7 @@ impl DaxRegion {
         DaxRegion {
             id: read_u64(&dir.join("id")).and_then(|id| u32::try_from(id).ok()),
             path: parent.strip_prefix(devices).unwrap_or(parent).to_string_lossy().into_owned(),
+            start: origin::cxl_region_dir(device_dir).and_then(|dir| read_u64(&dir.join("resource"))),
             len_bytes: read_u64(&dir.join("size")).unwrap_or(0),
             available_bytes: read_u64(&dir.join("available_size")),
         }

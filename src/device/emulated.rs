@@ -14,7 +14,7 @@ use super::{AfterFork, Claim, Device, DeviceError, DeviceKind};
 use crate::error::SysError;
 use crate::sys::file;
 use crate::sys::mm;
-use crate::units::Bytes;
+use crate::units::ExactBytes;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -40,7 +40,7 @@ impl Emulated {
     /// # Errors
     /// [`DeviceError`] when the length is zero or no multiple of the granule, or the refusal of the kernel.
     pub fn new(len_bytes: u64, align_bytes: u64) -> Result<Emulated, DeviceError> {
-        let name = format!("emulated:{}", short_size(len_bytes));
+        let name = format!("emulated:{}", ExactBytes(len_bytes));
         check_len(&name, len_bytes, align_bytes)?;
         let refused = |source| DeviceError::Sys { device: name.clone(), source };
         let memfd = open_memfd(len_bytes).and_then(Descriptor::new).map_err(refused)?;
@@ -61,20 +61,6 @@ impl Emulated {
 
 fn open_memfd(len_bytes: u64) -> Result<OwnedFd, SysError> {
     file::memfd(c"daxtier", len_bytes)
-}
-
-/// Writes a size as people give it: `2G`, `512M`.
-fn short_size(len_bytes: u64) -> String {
-    let text = Bytes(len_bytes).to_string();
-    match text.split_once(' ') {
-        Some((number, unit)) if !number.contains('.') => {
-            format!(
-                "{number}{}",
-                unit.chars().next().filter(|&c| c != 'B').map_or(String::new(), String::from)
-            )
-        }
-        _ => format!("{}K", len_bytes >> 10),
-    }
 }
 
 impl Device for Emulated {
@@ -177,7 +163,7 @@ mod tests {
     #[test]
     fn names_read_as_people_write_sizes() {
         for (len, name) in
-            [(2 << 30, "emulated:2G"), (512 << 20, "emulated:512M"), (3 << 29, "emulated:1572864K")]
+            [(2 << 30, "emulated:2G"), (512 << 20, "emulated:512M"), (3 << 29, "emulated:1536M")]
         {
             assert_eq!(Emulated::new(len, HUGE_BYTES).unwrap().name(), name);
         }

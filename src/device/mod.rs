@@ -13,8 +13,10 @@ mod dram;
 mod emulated;
 mod error;
 mod node;
+mod open;
 mod origin;
 mod range;
+mod release;
 mod spec;
 
 pub use claim::Holder;
@@ -24,7 +26,9 @@ pub use dram::Dram;
 pub use emulated::Emulated;
 pub use error::DeviceError;
 pub use node::NodeMemory;
+pub use open::open;
 pub use origin::{CxlMemdev, Origin};
+pub use release::{RELEASED_PATH, Release, ReleaseError, list_releases, release, released, revoke};
 pub use spec::{DeviceSpec, DeviceSpecError};
 
 use std::fmt::Debug;

@@ -9,7 +9,7 @@ mod sysfs;
 #[path = "../../tests/fixtures/tree.rs"]
 pub(crate) mod tree;
 
-pub(crate) use sysfs::{node_memory_bytes, read_id_list, read_text, read_u64};
+pub(crate) use sysfs::{node_free_bytes, node_memory_bytes, read_id_list, read_text, read_u64};
 
 use std::path::Path;
 use sysfs::meminfo_bytes;

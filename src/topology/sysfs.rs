@@ -25,8 +25,17 @@ pub(crate) fn read_id_list(path: &Path) -> Option<Vec<u32>> {
 
 /// Returns the memory of NUMA node `id`, where the kernel tells it.
 pub(crate) fn node_memory_bytes(root: &Path, id: u32) -> Option<u64> {
+    node_meminfo(root, id, "MemTotal")
+}
+
+/// Returns the free memory of NUMA node `id`, where the kernel tells it.
+pub(crate) fn node_free_bytes(root: &Path, id: u32) -> Option<u64> {
+    node_meminfo(root, id, "MemFree")
+}
+
+fn node_meminfo(root: &Path, id: u32, key: &str) -> Option<u64> {
     let text = read_text(&root.join(format!("sys/devices/system/node/node{id}/meminfo")))?;
-    meminfo_bytes(&text, "MemTotal")
+    meminfo_bytes(&text, key)
 }
 
 /// Finds `Node 0 MemTotal:  123 kB` or `MemTotal:  123 kB` in the text of a meminfo file.
