@@ -15,7 +15,7 @@ pub(super) fn check_len(device: &str, len_bytes: u64, align_bytes: u64) -> Resul
     if len_bytes == 0 {
         return Err(DeviceError::Empty { device: device.to_owned() });
     }
-    if len_bytes % align_bytes != 0 {
+    if !len_bytes.is_multiple_of(align_bytes) {
         return Err(DeviceError::NotAligned {
             device: device.to_owned(),
             what: "size",
@@ -50,7 +50,7 @@ pub(super) fn check_range(
         });
     }
     for (what, value) in [("start of the range", range.start), ("end of the range", range.end)] {
-        if value % align_bytes != 0 {
+        if !value.is_multiple_of(align_bytes) {
             return Err(DeviceError::NotAligned { device: device.to_owned(), what, value, align_bytes });
         }
     }

@@ -5,7 +5,7 @@
 //! and a value that would do. What was seen is quoted and cut to a sensible length.
 
 use super::{Key, Origin};
-use crate::device::SpecError;
+use crate::device::DeviceSpecError;
 use crate::error::SysError;
 use crate::policy::{Policy, PolicyError};
 use crate::runtime::config::value::{MIN_TIER_BYTES, SLOT_BYTES};
@@ -182,7 +182,7 @@ pub enum ValueError {
     },
     /// Not a device.
     #[error(transparent)]
-    Device(#[from] SpecError),
+    Device(#[from] DeviceSpecError),
     /// Nothing between two semicolons, or at the end.
     #[error("there is no device before or after a \";\"")]
     NoDevice,
