@@ -76,7 +76,7 @@ fn git_commits_packs_and_checks() {
         return;
     }
     let script = "set -e
-        git init -q . && git config user.email a@example.org && git config user.name a && git config gc.auto 0
+        mkdir tree && cd tree && git init -q . && git config user.email a@example.org && git config user.name a && git config gc.auto 0
         for i in 1 2 3 4 5; do seq $((i*20000)) > file$i; git add . ; git commit -qm c$i; done
         git gc -q --aggressive; git fsck --full; git log --oneline | wc -l; git diff HEAD~4 --stat | tail -1";
     let ran = small().args(["sh", "-c", script]).output();

@@ -2,6 +2,9 @@
 
 use std::path::Path;
 
+/// Functions of libc that compute, or register a function with the C library.
+const NO_SYSTEM_CALL: &[&str] = &["atexit", "major", "makedev", "minor", "pthread_atfork"];
+
 /// A name that a line of the file mentions.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Mention {
@@ -24,7 +27,7 @@ impl Source {
         if modules.last().is_some_and(|last| last == "mod" || last == "lib") {
             modules.pop();
         }
-        let is_test_file = modules.last().is_some_and(|last| last == "tests");
+        let is_test_file = modules.last().is_some_and(|last| last == "tests" || last.ends_with("_tests"));
         let text = if is_test_file { String::new() } else { without_tests(&without_comments(text)) };
         Source { modules, text }
     }
@@ -53,12 +56,15 @@ impl Source {
         mentions
     }
 
-    /// Returns every function of libc that is called.
+    /// Returns every function of libc that is called and may make a system call.
     pub(super) fn libc_calls(&self) -> Vec<Mention> {
         let mut mentions = Vec::new();
         for (at, rest) in self.words("libc") {
             let Some(rest) = rest.strip_prefix("libc::") else { continue };
             let name = identifier(rest);
+            if NO_SYSTEM_CALL.contains(&name) {
+                continue;
+            }
             if rest[name.len()..].starts_with('(') && name.starts_with(|c: char| c.is_ascii_lowercase()) {
                 mentions.push(Mention { line: self.line_of(at), module: name.to_owned() });
             }
