@@ -14,19 +14,19 @@ pub const DAXTIER_MAX_ORDER: u32 = 18;
 pub const DAXTIER_NR_ORDERS: usize = 19;
 
 /// Flag: every byte is zero.
-pub const DAXTIER_ZERO: u64 = 0x1;
+pub const DAXTIER_ZERO: u64 = 1 << 0;
 /// Flag of daxtier_folio_alloc() for orders 9 and above: the library may move the folio to another tier while it is
 /// in use. Its address stays the same; direct I/O, io_uring and RDMA must not use it. Without this flag a folio
 /// never moves. This version moves none yet.
-pub const DAXTIER_MOVABLE: u64 = 0x2;
+pub const DAXTIER_MOVABLE: u64 = 1 << 1;
 /// Flag: use the fast tier and no other; fail rather than spill. Without a tier flag the pool's policy decides.
-pub const DAXTIER_TIER_FAST: u64 = 0x100;
+pub const DAXTIER_TIER_FAST: u64 = 1 << 8;
 /// Flag: use the slow tier and no other; fail rather than spill.
-pub const DAXTIER_TIER_SLOW: u64 = 0x200;
+pub const DAXTIER_TIER_SLOW: u64 = 2 << 8;
 /// Flag, a hint: soon given back. Short- and long-lived memory is kept apart.
-pub const DAXTIER_HINT_SHORT: u64 = 0x1000;
+pub const DAXTIER_HINT_SHORT: u64 = 1 << 12;
 /// Flag, a hint: kept for most of the program's life.
-pub const DAXTIER_HINT_LONG: u64 = 0x2000;
+pub const DAXTIER_HINT_LONG: u64 = 2 << 12;
 
 const TIER_MASK: u64 = 0xF00;
 const HINT_MASK: u64 = 0xF000;

@@ -20,7 +20,7 @@ use std::ffi::{c_char, c_int, c_void};
 pub type DaxtierPool = u64;
 
 /// Stands for the default pool: the one of libdaxtier_preload.so when the program runs under it.
-pub const DAXTIER_DEFAULT_POOL: DaxtierPool = 0;
+pub const DAXTIER_DEFAULT_POOL: u64 = 0;
 
 /// Figures of a pool.
 #[repr(C)]

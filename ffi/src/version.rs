@@ -10,7 +10,8 @@ pub const DAXTIER_VERSION_MINOR: u32 = 1;
 pub const DAXTIER_VERSION_PATCH: u32 = 0;
 /// Version that this header belongs to as one number, 0x00MMmmpp, which can be compared:
 /// `#if DAXTIER_VERSION_NUMBER >= 0x000100`.
-pub const DAXTIER_VERSION_NUMBER: u32 = 0x00_01_00;
+pub const DAXTIER_VERSION_NUMBER: u32 =
+    DAXTIER_VERSION_MAJOR << 16 | DAXTIER_VERSION_MINOR << 8 | DAXTIER_VERSION_PATCH;
 
 /// The same as the libraries' numbers: the package's version is the one source.
 const _: () = {
@@ -19,10 +20,6 @@ const _: () = {
     assert!((text[0] - b'0') as u32 == DAXTIER_VERSION_MAJOR);
     assert!((text[2] - b'0') as u32 == DAXTIER_VERSION_MINOR);
     assert!((text[4] - b'0') as u32 == DAXTIER_VERSION_PATCH);
-    assert!(
-        DAXTIER_VERSION_NUMBER
-            == DAXTIER_VERSION_MAJOR << 16 | DAXTIER_VERSION_MINOR << 8 | DAXTIER_VERSION_PATCH
-    );
 };
 
 const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {

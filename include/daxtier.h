@@ -1,0 +1,775 @@
+/*
+ * daxtier.h - memory of two tiers, DRAM and CXL, for C and C++.
+ *
+ * A pool (daxtier_open) is made of a fast and a slow tier. Allocate blocks of any size from it
+ * (daxtier_malloc), or folios: naturally aligned runs of 2^order pages with a reference count
+ * (daxtier_folio_alloc). A pgmap (daxtier_pgmap_open) is a device of its own, whose folios can be
+ * requested by their offset too (daxtier_folio_request). An offset counts pages of 4096 bytes from
+ * the start of a pgmap; it is never a pointer.
+ *
+ * Conventions
+ *
+ * - Functions return 0 or a negative DAXTIER_E code; the numbers are fixed for good. Codes above
+ *   -1000 are negative errno values, also where they have no DAXTIER_ name: then the kernel refused
+ *   a system call. daxtier_strerror() gives a text for a code, daxtier_last_error() the details of
+ *   the last failure of the thread. errno itself is not a part of the interface, and may change.
+ * - Arguments come in the order object, inputs, outputs. Outputs are written only on success, but
+ *   for the lists of folios in use that daxtier_close() and daxtier_pgmap_drain() give with
+ *   DAXTIER_EBUSY and DAXTIER_ETIMEDOUT. A NULL pointer where a function needs one is
+ *   DAXTIER_ENULL; any other pointer must lead to what the function's comment says.
+ * - Pools, pgmaps and folios are plain numbers. They can be copied and stored. A number whose object
+ *   was closed or freed is never given again soon and is refused (DAXTIER_EHANDLE, DAXTIER_ESTALE).
+ * - Every structure begins with its size, which the caller sets to sizeof. So a program works with
+ *   older and newer libraries. Options that an older library does not know must be zero
+ *   (DAXTIER_E2BIG otherwise); results that it does not know are zero. Set whole structures to zero
+ *   first. Reserved fields are 0.
+ * - Choices and flags are plain integers and are checked. Unknown ones are refused, so that they can
+ *   get a meaning later.
+ * - Each function's comment says: which threads may call it at the same time, whether it blocks, what
+ *   it does in the child after fork(2), whether a signal handler may call it, and how long pointers
+ *   and numbers stay valid. "Blocks: no" does not exclude page faults.
+ * - No C++ exception and no Rust panic leaves a function (DAXTIER_EPANIC). A callback must not throw.
+ * - The library starts no thread, handles no signal for good and registers no exit handler.
+ *
+ * Kept for later versions
+ *
+ * Moving memory between the tiers will come as functions whose names begin with daxtier_migrate and
+ * daxtier_pin, with flags in bits 32 to 47, advice numbers 16 to 31 and codes -1100 to -1199. None
+ * of these is in use, and none will get another meaning. Folios move only if they were allocated with
+ * DAXTIER_MOVABLE: an explicitly requested folio never moves.
+ *
+ * One runtime per process
+ *
+ * When the program runs under libdaxtier_preload.so, pool 0 (DAXTIER_DEFAULT_POOL) is the pool that
+ * malloc(3) uses, and daxtier_free(), daxtier_usable_size() and daxtier_where() with pool 0 know the
+ * memory of both. The library exports one symbol more than this header declares, daxtier_runtime_v1:
+ * it is how the libraries find each other, and not for programs.
+ *
+ * This file is generated from the library's sources; do not edit it.
+ *
+ * SPDX-License-Identifier: MIT OR Apache-2.0
+ */
+
+#ifndef DAXTIER_H
+#define DAXTIER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Version that this header belongs to, first part. Another first part means another interface. */
+#define DAXTIER_VERSION_MAJOR 0
+
+/* Version that this header belongs to, second part. */
+#define DAXTIER_VERSION_MINOR 1
+
+/* Version that this header belongs to, third part. */
+#define DAXTIER_VERSION_PATCH 0
+
+/*
+ * Version that this header belongs to as one number, 0x00MMmmpp, which can be compared:
+ * #if DAXTIER_VERSION_NUMBER >= 0x000100.
+ */
+#define DAXTIER_VERSION_NUMBER (((DAXTIER_VERSION_MAJOR << 16) | (DAXTIER_VERSION_MINOR << 8)) | DAXTIER_VERSION_PATCH)
+
+/* Success. */
+#define DAXTIER_OK 0
+
+/* The object belongs to a pool, which alone may do this with it. */
+#define DAXTIER_EPERM (-1)
+
+/* There is no live folio, tier or device there. */
+#define DAXTIER_ENOENT (-2)
+
+/* An options structure sets something that this version does not know. */
+#define DAXTIER_E2BIG (-7)
+
+/* The memory that the request may use is exhausted. */
+#define DAXTIER_ENOMEM (-12)
+
+/* In use: pages of the run, a folio or block of the pool, or a device that another process holds. */
+#define DAXTIER_EBUSY (-16)
+
+/* There is no such device, tier, or default pool. */
+#define DAXTIER_ENODEV (-19)
+
+/* An argument makes no sense, other than the ones that have a code of their own. */
+#define DAXTIER_EINVAL (-22)
+
+/* Not supported by this device or in this state. */
+#define DAXTIER_ENOTSUP (-95)
+
+/* The time is up and folios are still in use. */
+#define DAXTIER_ETIMEDOUT (-110)
+
+/* The folio is gone: its last reference was put. (Also the second put of a reference that was the last.) */
+#define DAXTIER_ESTALE (-116)
+
+/* A defect in the library: a panic was caught. What the call was about is in an unknown but safe state. */
+#define DAXTIER_EPANIC (-1001)
+
+/* A pointer that must not be NULL is NULL. */
+#define DAXTIER_ENULL (-1002)
+
+/* The number is not an open pool, an open pgmap or a folio, or it was closed. */
+#define DAXTIER_EHANDLE (-1003)
+
+/* The size in the first field of a structure is none that this library knows. */
+#define DAXTIER_ESIZE (-1004)
+
+/* A flag that does not exist, that does not fit the function, or two that exclude each other. */
+#define DAXTIER_EFLAGS (-1005)
+
+/* A number that stands for a choice (advice, hint, tier) is none of the choices. */
+#define DAXTIER_ECHOICE (-1006)
+
+/* The configuration string or the device name is wrong; daxtier_last_error() says where. */
+#define DAXTIER_ECONFIG (-1007)
+
+/* The order is above DAXTIER_MAX_ORDER, or outside what the pgmap or the flags allow. */
+#define DAXTIER_EORDER (-1008)
+
+/* The offset, or the end of the folio there, lies beyond the end of the pgmap. */
+#define DAXTIER_EOFFSET (-1009)
+
+/* The offset is not a multiple of the folio's number of pages, or the alignment is no power of two or too large. */
+#define DAXTIER_EALIGN (-1010)
+
+/* The address is not in memory of this library, or no block or folio begins there. */
+#define DAXTIER_EFOREIGN (-1011)
+
+/* The pgmap was killed: it hands out nothing any more. */
+#define DAXTIER_EDYING (-1012)
+
+/* The object belongs to the parent process, from which this one was forked. */
+#define DAXTIER_EFORKED (-1013)
+
+/* The bookkeeping of the folio was found overwritten; the folio is out of use for good. */
+#define DAXTIER_ECORRUPT (-1014)
+
+/* More pools or pgmaps are open than the library can number. */
+#define DAXTIER_ELIMIT (-1015)
+
+/* Bytes in a page, the unit of offsets. */
+#define DAXTIER_PAGE_SIZE 4096
+
+/* The largest order: 2^18 pages, 1 GiB. Order 0 is a page, order 9 is 2 MiB. */
+#define DAXTIER_MAX_ORDER 18
+
+/* Number of orders; length of arrays that count folios by order. */
+#define DAXTIER_NR_ORDERS 19
+
+/* Flag: every byte is zero. */
+#define DAXTIER_ZERO (1 << 0)
+
+/*
+ * Flag of daxtier_folio_alloc() for orders 9 and above: the library may move the folio to another tier while it is
+ * in use. Its address stays the same; direct I/O, io_uring and RDMA must not use it. Without this flag a folio
+ * never moves. This version moves none yet.
+ */
+#define DAXTIER_MOVABLE (1 << 1)
+
+/* Flag: use the fast tier and no other; fail rather than spill. Without a tier flag the pool's policy decides. */
+#define DAXTIER_TIER_FAST (1 << 8)
+
+/* Flag: use the slow tier and no other; fail rather than spill. */
+#define DAXTIER_TIER_SLOW (2 << 8)
+
+/* Flag, a hint: soon given back. Short- and long-lived memory is kept apart. */
+#define DAXTIER_HINT_SHORT (1 << 12)
+
+/* Flag, a hint: kept for most of the program's life. */
+#define DAXTIER_HINT_LONG (2 << 12)
+
+/* Stands for the default pool: the one of libdaxtier_preload.so when the program runs under it. */
+#define DAXTIER_DEFAULT_POOL 0
+
+/* Offsets: the library chooses them on request, and any idle offset may be requested by number too. */
+#define DAXTIER_OFFSETS_PROVIDED 0
+
+/* Offsets: the caller keeps track of them. Only daxtier_folio_request() hands out folios. */
+#define DAXTIER_OFFSETS_OWN 1
+
+/* State of a pgmap: it hands out folios. */
+#define DAXTIER_PGMAP_LIVE 1
+
+/* State of a pgmap: killed, with folios still in use. */
+#define DAXTIER_PGMAP_DYING 2
+
+/* State of a pgmap: killed, and no folio is in use. */
+#define DAXTIER_PGMAP_DRAINED 3
+
+/* State of a pgmap: its device has been given back. */
+#define DAXTIER_PGMAP_DEAD 4
+
+/* State of a pgmap: it is the parent's, from which this process was forked. */
+#define DAXTIER_PGMAP_FORKED 5
+
+/* Advice: the range will be used soon; back every page of it now. */
+#define DAXTIER_ADVICE_POPULATE 1
+
+/* Advice: the contents of the range are of no more use. Whole pages inside read as zero afterwards. */
+#define DAXTIER_ADVICE_DISCARD 2
+
+/*
+ * A pool: tiers, a placement policy and a heap. The number of a closed pool is never given again. 0 stands for the
+ * default pool, where a function says that it takes it.
+ */
+typedef uint64_t daxtier_pool;
+
+/*
+ * A folio: 2^order pages in a row, naturally aligned, with a reference count. The number names this folio and no
+ * later one in the same place. Never 0.
+ */
+typedef uint64_t daxtier_folio;
+
+/* A pgmap: a range of a device that hands out folios. The number of a closed pgmap is never given again. */
+typedef uint64_t daxtier_pgmap;
+
+/* What a folio is. */
+struct daxtier_folio_info {
+    /* Set by the caller: sizeof(struct daxtier_folio_info). */
+    size_t size;
+    /* The folio; 0 in a list if it was gone when the list was written. */
+    daxtier_folio folio;
+    /* The pgmap that it is of. */
+    daxtier_pgmap pgmap;
+    /* Its first page in the pgmap. */
+    uint64_t offset;
+    /* Its user word, see daxtier_folio_set_user(). */
+    uint64_t user;
+    /* Its first byte, or NULL in a list if it was never used through an address. */
+    void *address;
+    /* Its order: it is 4096 << order bytes long. */
+    uint32_t order;
+    /* References to it at this moment. */
+    uint32_t ref_count;
+    /* Number of the tier that its pgmap is in, 0 the fastest; -1 when the pgmap is in no pool. */
+    int32_t tier;
+    /* 0. */
+    uint32_t reserved;
+};
+
+/* Figures of a pool. */
+struct daxtier_stats {
+    /* Set by the caller: sizeof(struct daxtier_stats). */
+    size_t size;
+    /* Allocations that no tier could serve. */
+    uint64_t failures;
+    /* Number of tiers; they are numbered from 0, the fastest. */
+    uint32_t nr_tiers;
+    /* The process that the figures are of. */
+    uint32_t pid;
+    /* The placement policy, as the configuration spells it. */
+    char policy[64];
+    /* Why the last allocation failed; empty if none did. */
+    char last_failure[256];
+};
+
+/* Figures of a tier. */
+struct daxtier_tier_stats {
+    /* Set by the caller: sizeof(struct daxtier_tier_stats). */
+    size_t size;
+    /* "fast" or "slow". */
+    char name[16];
+    /* What it is made of: "dram", "emulated", "dax" or "node". */
+    char kind[16];
+    /* Bytes that the tier may hold, bookkeeping included. */
+    uint64_t capacity_bytes;
+    /* Bytes in use. */
+    uint64_t used_bytes;
+    /* Most bytes that were in use at once. */
+    uint64_t peak_bytes;
+    /* Bytes of bookkeeping. */
+    uint64_t metadata_bytes;
+    /* Allocations served. */
+    uint64_t allocations;
+    /* Requests that this tier could not serve, whether or not another could. */
+    uint64_t failures;
+    /* Live folios of each order, from order 0. */
+    uint64_t folios_by_order[19];
+};
+
+/* Where a byte lies. */
+struct daxtier_placement {
+    /* Set by the caller: sizeof(struct daxtier_placement). */
+    size_t size;
+    /* The pgmap. */
+    daxtier_pgmap pgmap;
+    /* Page of the pgmap that the byte is in. */
+    uint64_t offset;
+    /* Number of the tier, 0 the fastest. */
+    uint32_t tier;
+    /* Order of the folio that the page is in. */
+    uint32_t order;
+    /* "fast" or "slow". */
+    char tier_name[16];
+    /* Name of the device, such as "/dev/dax0.0"; cut where it is longer. */
+    char device[128];
+};
+
+/* A dax device of the machine. */
+struct daxtier_device_info {
+    /* Set by the caller: sizeof(struct daxtier_device_info). */
+    size_t size;
+    /* Its length in bytes; 0 if it has no memory. */
+    uint64_t len_bytes;
+    /* Its mapping granule in bytes. */
+    uint64_t align_bytes;
+    /* The NUMA node that its memory is, or -1 where that is not known. */
+    int32_t node;
+    /* 1 if this process can open it now, else 0. */
+    uint32_t is_usable;
+    /* What daxtier_pgmap_open() and a configuration call it, such as "/dev/dax0.0". */
+    char path[128];
+    /* Its state: "free", "claimed", "system-ram", "not-permitted" and others. */
+    char state[32];
+    /* What was seen, for a person to read, and the command that makes the device usable where there is one. */
+    char reason[256];
+};
+
+/* What a free callback learns. Later versions may add fields at the end. */
+struct daxtier_freed_folio {
+    /* Length of this structure in the library that is running. */
+    size_t size;
+    /* The pgmap. */
+    daxtier_pgmap pgmap;
+    /* First page of the folio in the pgmap. */
+    uint64_t offset;
+    /* The user word that the folio had. */
+    uint64_t user;
+    /* Order that the folio had. */
+    uint32_t order;
+    /* 0. */
+    uint32_t reserved;
+};
+
+/*
+ * Called when the last reference to a folio of the pgmap was put, exactly once.
+ *
+ * Runs on the thread that put the last reference, inside that call, with no lock of the library held; the folio is
+ * idle already. It may call any function of this interface, so it may request the same offset again. It must not
+ * throw or longjmp out. freed is valid during the call. context is what daxtier_pgmap_open() was given; it must
+ * stay valid until daxtier_pgmap_close() succeeds. Does not run in a forked child for the parent's folios.
+ */
+typedef void (*daxtier_folio_free)(void *context, const struct daxtier_freed_folio *freed);
+
+/* How a pgmap is opened. All zero but for the size means the defaults. */
+struct daxtier_pgmap_options {
+    /* Set by the caller: sizeof(struct daxtier_pgmap_options). */
+    size_t size;
+    /* A name for messages, or NULL for the device's. */
+    const char *name;
+    /* Called for each folio that becomes free, or NULL. */
+    daxtier_folio_free on_free;
+    /* The first argument of on_free. */
+    void *context;
+    /* The most pages that may be in use at once; 0 for no limit but the device's length. */
+    uint64_t limit_pages;
+    /* Smallest order that is handed out. */
+    uint32_t min_order;
+    /* DAXTIER_OFFSETS_PROVIDED or DAXTIER_OFFSETS_OWN. */
+    uint32_t offsets;
+};
+
+/* Figures of a pgmap. */
+struct daxtier_pgmap_stats {
+    /* Set by the caller: sizeof(struct daxtier_pgmap_stats). */
+    size_t size;
+    /* Number of pages. */
+    uint64_t nr_pages;
+    /* Bytes that may be in use at once. */
+    uint64_t capacity_bytes;
+    /* Bytes of the device that this process holds. */
+    uint64_t claimed_bytes;
+    /* Bytes in folios. */
+    uint64_t used_bytes;
+    /* Most bytes that were in folios at once. */
+    uint64_t peak_bytes;
+    /* Bytes of bookkeeping. */
+    uint64_t metadata_bytes;
+    /* Bytes out of use because their bookkeeping was found overwritten. */
+    uint64_t quarantined_bytes;
+    /* Requests served. */
+    uint64_t allocations;
+    /* Requests refused for want of memory. */
+    uint64_t failures;
+    /* Live folios of each order, from order 0. */
+    uint64_t folios_by_order[19];
+    /* A DAXTIER_PGMAP_ state. */
+    uint32_t state;
+    /* Smallest order that is handed out. */
+    uint32_t min_order;
+    /* Name of the pgmap; cut where it is longer. */
+    char name[64];
+    /* Name of the device, such as "/dev/dax0.0"; cut where it is longer. */
+    char device[128];
+};
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*
+ * Returns the version of the library that is running, such as "0.1.0".
+ *
+ * Threads: any number at once. Blocks: no. After fork: works. Signal handlers: allowed.
+ * Lifetime: the text is static.
+ */
+const char *daxtier_version(void);
+
+/*
+ * Returns the version of the library that is running as 0x00MMmmpp. It may be newer than DAXTIER_VERSION_NUMBER,
+ * which is the version that the program was compiled with.
+ *
+ * Threads: any number at once. Blocks: no. After fork: works. Signal handlers: allowed.
+ */
+uint32_t daxtier_version_number(void);
+
+/*
+ * Returns a short text for a code, in English, without a full stop.
+ *
+ * A negative code from -1 to -999 that has no DAXTIER_ name is the negative errno value of a system call that the
+ * kernel refused, and the text says only that; see strerror(3) with the positive value.
+ *
+ * Threads: any number at once. Blocks: no. After fork: works. Signal handlers: allowed.
+ * Lifetime: the text is static. Never returns NULL.
+ */
+const char *daxtier_strerror(int code);
+
+/*
+ * Returns what the last failed call of this thread saw, with values, for a person to read. Empty before the first
+ * failure. Successful calls leave it alone.
+ *
+ * Threads: each has its own. Blocks: no. After fork: the forking thread's text is kept in the child.
+ * Signal handlers: not allowed.
+ * Lifetime: valid until the next failure or the end of this thread; copy it to keep it. Never returns NULL.
+ */
+const char *daxtier_last_error(void);
+
+/*
+ * Opens a pool.
+ *
+ * config is a configuration in the grammar that the environment, files and the daxtier program share: settings as
+ * "KEY=VALUE", separated by blanks or new lines, such as "fast=64M slow=emulated:2G policy=fill". See
+ * docs/CONFIGURATION.md. An empty string means all defaults. Environment variables are not read.
+ *
+ * Threads: any number at once. Blocks: on the kernel and the devices.
+ * After fork: the child has a copy of its own, under the same number, as far as its devices allow.
+ * Signal handlers: not allowed. Lifetime: config is not used after the call; close the pool with daxtier_close().
+ * Returns 0; DAXTIER_ENULL; DAXTIER_ECONFIG when the text is wrong (daxtier_last_error() names the word);
+ * DAXTIER_ENODEV, DAXTIER_EBUSY or another negative errno value when a device cannot be had; DAXTIER_ENOMEM.
+ */
+int daxtier_open(const char *config, daxtier_pool *pool);
+
+/*
+ * Closes a pool and gives its devices back, unless folios or blocks of it are in use.
+ *
+ * With DAXTIER_EBUSY the pool stays open and as it was; folios then receives up to capacity of the live folios,
+ * and nr_folios how many there are, which may be more, or 0 when only blocks are in use. Set folios[0].size: it
+ * says how long each element is. Both may be NULL, folios only with capacity 0.
+ *
+ * Threads: one, while no other call for this pool is under way. Blocks: on the kernel. After fork: works in the
+ * child, for its copy. Signal handlers: not allowed. Lifetime: the pool's number and every address in the pool end
+ * with success.
+ * Returns 0; DAXTIER_EHANDLE; DAXTIER_EBUSY; DAXTIER_ENULL, DAXTIER_ESIZE for folios.
+ */
+int daxtier_close(daxtier_pool pool, struct daxtier_folio_info *folios, size_t capacity, size_t *nr_folios);
+
+/*
+ * Writes figures of a pool. Gives free memory of the heap back to its tiers first, so that they show what is in use.
+ *
+ * Threads: any number at once. Blocks: briefly, on the pool's locks. After fork: the child's copy has its own.
+ * Signal handlers: not allowed. Lifetime: stats is not used after the call.
+ * Returns 0; DAXTIER_EHANDLE; DAXTIER_ENULL; DAXTIER_ESIZE.
+ */
+int daxtier_stats(daxtier_pool pool, struct daxtier_stats *stats);
+
+/*
+ * Writes figures of one tier of a pool; 0 is the fastest. Takes DAXTIER_DEFAULT_POOL.
+ *
+ * Threads: any number at once. Blocks: briefly, on the pool's locks. After fork: the child's copy has its own.
+ * Signal handlers: not allowed. Lifetime: stats is not used after the call.
+ * Returns 0; DAXTIER_ENOENT past the last tier; DAXTIER_EHANDLE; DAXTIER_ENODEV without a default pool;
+ * DAXTIER_ENULL; DAXTIER_ESIZE.
+ */
+int daxtier_tier_stats(daxtier_pool pool, uint32_t tier, struct daxtier_tier_stats *stats);
+
+/*
+ * Says where the byte at address lies now. Takes DAXTIER_DEFAULT_POOL, which here stands for every pool of the
+ * process, the preload library's and other copies' included.
+ *
+ * Threads: any number at once. Blocks: briefly, on the lock of the byte's slot. After fork: answers for this
+ * process. Signal handlers: not allowed. Lifetime: the answer holds until the memory is freed or moved.
+ * Returns 0; DAXTIER_EFOREIGN when the byte is in no folio of the pool; DAXTIER_EHANDLE; DAXTIER_ENULL;
+ * DAXTIER_ESIZE.
+ */
+int daxtier_where(daxtier_pool pool, const void *address, struct daxtier_placement *placement);
+
+/*
+ * Lists the dax devices of the machine: writes up to capacity of them, and to nr_devices how many there are, which
+ * may be more. Set devices[0].size: it says how long each element is. devices may be NULL with capacity 0.
+ *
+ * A device that is listed as usable is still not used by daxtier before somebody names it.
+ *
+ * Threads: any number at once. Blocks: on reading sysfs. After fork: works. Signal handlers: not allowed.
+ * Lifetime: devices is not used after the call.
+ * Returns 0, without devices too; DAXTIER_ENULL; DAXTIER_ESIZE.
+ */
+int daxtier_device_list(struct daxtier_device_info *devices, size_t capacity, size_t *nr_devices);
+
+/*
+ * Opens a device as a pgmap. Nothing of the device is claimed before the first folio.
+ *
+ * device is written as in a configuration: "/dev/dax0.0", "emulated:2G", "node:1:4G", with ",size=SIZE" and
+ * ",range=OFFSET+LENGTH" where only a part is wanted. options may be NULL.
+ *
+ * Threads: any number at once. Blocks: on the kernel. After fork: the pgmap is the parent's; in the child calls for
+ * it return DAXTIER_EFORKED, unless its memory is private to each process (node:N).
+ * Signal handlers: not allowed. Lifetime: device, options and its name are not used after the call, context is
+ * until daxtier_pgmap_close() succeeds.
+ * Returns 0; DAXTIER_ENULL; DAXTIER_ECONFIG for a device that cannot be read; DAXTIER_ENODEV, DAXTIER_EBUSY or another
+ * negative errno value when it cannot be had; DAXTIER_ESIZE; DAXTIER_E2BIG; DAXTIER_EORDER; DAXTIER_ECHOICE.
+ */
+int daxtier_pgmap_open(const char *device, const struct daxtier_pgmap_options *options, daxtier_pgmap *pgmap);
+
+/*
+ * Kills a pgmap: from now on requests return DAXTIER_EDYING. Folios in use stay valid.
+ *
+ * Threads: any number at once; the first kills. Blocks: no. After fork: DAXTIER_EFORKED in the child.
+ * Signal handlers: not allowed. Lifetime: the pgmap stays open until daxtier_pgmap_close().
+ * Returns 0; DAXTIER_EDYING if it was killed before; DAXTIER_EPERM for a pgmap of a pool; DAXTIER_EHANDLE;
+ * DAXTIER_EFORKED.
+ */
+int daxtier_pgmap_kill(daxtier_pgmap pgmap);
+
+/*
+ * Waits until no folio of a killed pgmap is in use, at most timeout_ms milliseconds.
+ *
+ * With DAXTIER_ETIMEDOUT holders receives up to capacity of the folios in use, and nr_holders how many there
+ * are, which may be more. Set holders[0].size: it says how long each element is. Both may be NULL, holders only
+ * with capacity 0.
+ *
+ * Threads: any number at once. Blocks: up to timeout_ms. After fork: DAXTIER_EFORKED in the child.
+ * Signal handlers: not allowed. Lifetime: holders is not used after the call.
+ * Returns 0; DAXTIER_ETIMEDOUT; DAXTIER_EINVAL for a pgmap that was not killed; DAXTIER_EPERM for a pgmap of a pool;
+ * DAXTIER_EHANDLE; DAXTIER_EFORKED; DAXTIER_ENULL, DAXTIER_ESIZE for holders.
+ */
+int daxtier_pgmap_drain(daxtier_pgmap pgmap,
+                        uint32_t timeout_ms,
+                        struct daxtier_folio_info *holders,
+                        size_t capacity,
+                        size_t *nr_holders);
+
+/*
+ * Closes a pgmap and gives its device back, unless folios of it are in use. A live pgmap is killed first; with
+ * DAXTIER_EBUSY it is live again.
+ *
+ * Threads: one, while no other call for this pgmap is under way. Blocks: on the kernel. After fork: in the child it
+ * gives the number back and nothing else. Signal handlers: not allowed. Lifetime: with success the pgmap's number
+ * and the context of its callback end.
+ * Returns 0; DAXTIER_EBUSY while folios are in use; DAXTIER_EPERM for a pgmap of a pool; DAXTIER_EHANDLE.
+ */
+int daxtier_pgmap_close(daxtier_pgmap pgmap);
+
+/*
+ * Writes figures of a pgmap, a pool's included.
+ *
+ * Threads: any number at once. Blocks: briefly, on the pgmap's locks. After fork: works; the state is
+ * DAXTIER_PGMAP_FORKED for the parent's. Signal handlers: not allowed. Lifetime: stats is not used after the call.
+ * Returns 0; DAXTIER_EHANDLE; DAXTIER_ENULL; DAXTIER_ESIZE.
+ */
+int daxtier_pgmap_stats(daxtier_pgmap pgmap, struct daxtier_pgmap_stats *stats);
+
+/*
+ * Allocates count folios of one order from a pgmap, at offsets that the library chooses, as many as there are.
+ *
+ * flags: DAXTIER_ZERO, one DAXTIER_HINT_ flag. Each folio has one reference, the caller's. The folios never move.
+ *
+ * Threads: any number at once. Blocks: no, but for short locks and, where an extent is used for the first time, on
+ * the kernel. After fork: DAXTIER_EFORKED in the child for the parent's pgmaps. Signal handlers: not allowed.
+ * Lifetime: a folio is the caller's until daxtier_folio_put().
+ * Returns 0 if at least one was allocated, and then nr_folios says how many; DAXTIER_ENOMEM; DAXTIER_EDYING;
+ * DAXTIER_EORDER; DAXTIER_EFLAGS; DAXTIER_ECHOICE; DAXTIER_ENOTSUP for a pgmap whose offsets the caller tracks;
+ * DAXTIER_EINVAL for count 0; DAXTIER_EHANDLE; DAXTIER_EFORKED; DAXTIER_ENULL.
+ */
+int daxtier_pgmap_alloc(daxtier_pgmap pgmap,
+                        uint32_t order,
+                        uint64_t flags,
+                        size_t count,
+                        daxtier_folio *folios,
+                        size_t *nr_folios);
+
+/*
+ * Requests the folio of one order at one offset, which must be idle: all its pages go from unused to one reference,
+ * the caller's. The folio never moves, so it may be used for direct I/O, io_uring or RDMA.
+ *
+ * Threads: any number at once; of two requests for the same pages one gets them. Blocks: no, but for short locks and,
+ * where an extent is used for the first time, on the kernel. After fork: DAXTIER_EFORKED in the child for the
+ * parent's pgmaps. Signal handlers: not allowed. Lifetime: the folio is the caller's until daxtier_folio_put(), and
+ * keeps its pgmap open.
+ * Returns 0; DAXTIER_EBUSY when a page is in use; DAXTIER_EOFFSET beyond the end; DAXTIER_EALIGN for an offset that is
+ * no multiple of the folio's pages; DAXTIER_EORDER; DAXTIER_EDYING; DAXTIER_ENOMEM at the pgmap's limit;
+ * DAXTIER_ECORRUPT; DAXTIER_EFORKED; DAXTIER_EHANDLE; DAXTIER_ENULL.
+ */
+int daxtier_folio_request(daxtier_pgmap pgmap, uint64_t offset, uint32_t order, daxtier_folio *folio);
+
+/*
+ * Allocates a folio of a pool where its policy says.
+ *
+ * flags: DAXTIER_ZERO, DAXTIER_MOVABLE (orders 9 and above), one DAXTIER_TIER_ flag, one DAXTIER_HINT_ flag.
+ * Without DAXTIER_MOVABLE the folio never moves.
+ *
+ * Threads: any number at once. Blocks: no, but for short locks and, where memory is used for the first time, on the
+ * kernel. After fork: the folio is the parent's; in the child calls for it return DAXTIER_EFORKED where its memory is
+ * not private. Signal handlers: not allowed. Lifetime: the folio is the caller's until daxtier_folio_put(); the pool
+ * cannot be closed before.
+ * Returns 0; DAXTIER_ENOMEM; DAXTIER_EORDER; DAXTIER_EFLAGS; DAXTIER_ECHOICE; DAXTIER_ENODEV when the pool has no
+ * such tier; DAXTIER_EHANDLE; DAXTIER_ENULL.
+ */
+int daxtier_folio_alloc(daxtier_pool pool, uint32_t order, uint64_t flags, daxtier_folio *folio);
+
+/*
+ * Allocates count folios of one order from a pool, as many as there are. Otherwise as daxtier_folio_alloc().
+ *
+ * Threads: any number at once. Blocks: as daxtier_folio_alloc(). After fork: as daxtier_folio_alloc().
+ * Signal handlers: not allowed. Lifetime: each folio is the caller's until its daxtier_folio_put().
+ * Returns 0 if at least one was allocated, and then nr_folios says how many; DAXTIER_EINVAL for count 0; the codes
+ * of daxtier_folio_alloc().
+ */
+int daxtier_folio_alloc_bulk(daxtier_pool pool,
+                             uint32_t order,
+                             uint64_t flags,
+                             size_t count,
+                             daxtier_folio *folios,
+                             size_t *nr_folios);
+
+/*
+ * Adds a reference to a folio that the caller has a reference to.
+ *
+ * Threads: any number at once. Blocks: no. After fork: DAXTIER_EFORKED in the child for the parent's folios.
+ * Signal handlers: not allowed. Lifetime: each reference needs its own daxtier_folio_put().
+ * Returns 0; DAXTIER_ESTALE when the folio is gone; DAXTIER_EHANDLE for a number that is no folio; DAXTIER_EFORKED;
+ * DAXTIER_ECORRUPT.
+ */
+int daxtier_folio_get(daxtier_folio folio);
+
+/*
+ * Takes a reference to the live folio that covers a page, if there is one.
+ *
+ * Threads: any number at once, against any put. Blocks: no. After fork: DAXTIER_EFORKED in the child for the parent's
+ * pgmaps. Signal handlers: not allowed. Lifetime: the reference needs its own daxtier_folio_put().
+ * Returns 0; DAXTIER_ENOENT when the page is idle or the offset lies beyond the end; DAXTIER_EHANDLE; DAXTIER_ENULL.
+ */
+int daxtier_folio_try_get(daxtier_pgmap pgmap, uint64_t offset, daxtier_folio *folio);
+
+/*
+ * Puts one reference. The last put frees the folio and then runs the free callback of its pgmap once, inside this
+ * call and on this thread.
+ *
+ * Threads: any number at once; any thread may put. Blocks: no, but for short locks, and for as long as the callback
+ * takes. After fork: DAXTIER_EFORKED in the child for the parent's folios, and nothing happens.
+ * Signal handlers: not allowed. Lifetime: the caller's reference ends with success; after the last one every call
+ * with this number returns DAXTIER_ESTALE.
+ * Returns 0; DAXTIER_ESTALE when the folio is gone; DAXTIER_EHANDLE for a number that is no folio; DAXTIER_EFORKED;
+ * DAXTIER_ECORRUPT.
+ */
+int daxtier_folio_put(daxtier_folio folio);
+
+/*
+ * Writes what a folio is: address, pgmap, offset, order, tier, user word.
+ *
+ * Threads: any number at once. Blocks: no, but for the kernel where an extent is mapped for the first time.
+ * After fork: DAXTIER_EFORKED in the child for the parent's folios. Signal handlers: not allowed.
+ * Lifetime: the address is valid as long as the caller has a reference. info is not used after the call.
+ * Returns 0; DAXTIER_ESTALE when the folio is gone; DAXTIER_EHANDLE for a number that is no folio; DAXTIER_EFORKED;
+ * DAXTIER_ENULL; DAXTIER_ESIZE.
+ */
+int daxtier_folio_info(daxtier_folio folio, struct daxtier_folio_info *info);
+
+/*
+ * Takes a reference to the live folio that holds the byte at address: an address from daxtier_folio_info(), or one
+ * past it inside the folio. Blocks of daxtier_malloc() are in no folio of the caller's; use daxtier_where() for them.
+ *
+ * Threads: any number at once, against any put. Blocks: no. After fork: DAXTIER_EFORKED in the child for the parent's
+ * folios. Signal handlers: not allowed. Lifetime: the reference needs its own daxtier_folio_put().
+ * Returns 0; DAXTIER_EFOREIGN when the address is in no pgmap; DAXTIER_ENOENT when its page is idle; DAXTIER_ENULL.
+ */
+int daxtier_folio_from_address(const void *address, daxtier_folio *folio);
+
+/*
+ * Sets the user word of a folio: any number of the caller's, 0 at first. The free callback receives the last one.
+ *
+ * Threads: any number at once; the last one stays. Blocks: no. After fork: DAXTIER_EFORKED in the child for the
+ * parent's folios. Signal handlers: not allowed. Lifetime: until the folio is gone.
+ * Returns 0; DAXTIER_ESTALE when the folio is gone; DAXTIER_EHANDLE for a number that is no folio; DAXTIER_EFORKED.
+ */
+int daxtier_folio_set_user(daxtier_folio folio, uint64_t user);
+
+/*
+ * Allocates a block of size bytes from the heap of a pool. Takes DAXTIER_DEFAULT_POOL.
+ *
+ * align is 0 (as malloc(3)) or a power of two up to 1 GiB; alignments above 64 KiB cost whole slots of 2 MiB.
+ * flags: DAXTIER_ZERO, one DAXTIER_TIER_ flag, one DAXTIER_HINT_ flag. A size of 0 gives a block of its own.
+ *
+ * Threads: any number at once. Blocks: no, but for short locks when the heap grows. After fork: the child has its
+ * own copy of every block. Signal handlers: not allowed. Lifetime: the block is the caller's until daxtier_free() or
+ * daxtier_realloc(); the pool cannot be closed before.
+ * Returns 0; DAXTIER_ENOMEM; DAXTIER_EALIGN; DAXTIER_EFLAGS; DAXTIER_ECHOICE; DAXTIER_EHANDLE; DAXTIER_ENODEV when
+ * the pool has no such tier, or there is no default pool; DAXTIER_ENULL.
+ */
+int daxtier_malloc(daxtier_pool pool, size_t size, size_t align, uint64_t flags, void **block);
+
+/*
+ * Resizes a block, in place or by copying it to a new one; the bytes up to the smaller size are kept. With NULL as
+ * old it allocates. Takes DAXTIER_DEFAULT_POOL: the block may then be of any pool of the process and stays there.
+ *
+ * size is not 0. align and flags are those of daxtier_malloc(). With DAXTIER_ZERO the bytes beyond the old
+ * size are zero only if the block was allocated with DAXTIER_ZERO and never resized without.
+ *
+ * Threads: any number at once, for different blocks. Blocks: as daxtier_malloc(). After fork: works on the child's
+ * own copy. Signal handlers: not allowed. Lifetime: with success the old address ends, even where the new one
+ * equals it; on failure the old block is untouched and still the caller's.
+ * Returns 0; DAXTIER_EINVAL for size 0; DAXTIER_EFOREIGN when no block begins at old; the codes of
+ * daxtier_malloc().
+ */
+int daxtier_realloc(daxtier_pool pool, void *old, size_t size, size_t align, uint64_t flags, void **block);
+
+/*
+ * Frees a block. NULL is allowed and does nothing. Takes DAXTIER_DEFAULT_POOL: the block may then be of any pool of
+ * the process, the preload library's and other copies' included.
+ *
+ * A pointer to anything that is no block (the stack, memory of the C library) is refused, as is the second free of
+ * a block where it can be told; a program must not count on that.
+ *
+ * Threads: any number at once, for different blocks; any thread may free a block. Blocks: no, but for short locks.
+ * After fork: frees the child's own copy. Signal handlers: not allowed. Lifetime: the block ends with success.
+ * Returns 0; DAXTIER_EFOREIGN; DAXTIER_EHANDLE.
+ */
+int daxtier_free(daxtier_pool pool, void *block);
+
+/*
+ * Writes how many bytes the block may use, at least what was asked for. Takes DAXTIER_DEFAULT_POOL: any pool of the
+ * process.
+ *
+ * Threads: any number at once. Blocks: no. After fork: works. Signal handlers: not allowed. Lifetime: the answer
+ * holds until the block is freed or resized.
+ * Returns 0; DAXTIER_EFOREIGN when no block begins there; DAXTIER_EHANDLE; DAXTIER_ENULL.
+ */
+int daxtier_usable_size(daxtier_pool pool, const void *block, size_t *size);
+
+/*
+ * Gives advice about the whole pages in [address, address + size), which is memory of the pool. advice is a
+ * DAXTIER_ADVICE_ number; others are kept for later versions.
+ *
+ * Threads: any number at once; with DAXTIER_ADVICE_DISCARD nobody else uses the range. Blocks: while pages are
+ * backed. After fork: concerns this process alone. Signal handlers: not allowed. Lifetime: nothing is kept.
+ * Returns 0; DAXTIER_ECHOICE for unknown advice; DAXTIER_EFOREIGN when a page of the range is not of the pool, and
+ * then nothing has changed; DAXTIER_EHANDLE; DAXTIER_ENULL.
+ */
+int daxtier_advise(daxtier_pool pool, void *address, size_t size, uint32_t advice);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  /* DAXTIER_H */
