@@ -23,6 +23,8 @@ mod stats;
 pub(crate) mod table;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod testing;
+#[cfg(all(test, not(loom)))]
+mod tests;
 pub(crate) mod word;
 
 pub use error::{DrainError, FolioError, PgmapError};

@@ -148,7 +148,7 @@ impl Core {
     /// Says what a fault means to the caller, and quarantines what is corrupt.
     fn fault(&self, body: &Body, fault: Fault, offset: u64) -> FolioError {
         if fault == Fault::Corrupt {
-            self.drop_lost(body.table.quarantine(offset, Order::PAGE));
+            self.drop_lost(body.quarantine(offset, Order::PAGE));
         }
         body.error_of(fault, offset, Order::PAGE)
     }
@@ -183,7 +183,7 @@ impl Body {
         let error = self.error_of(fault, offset, order);
         if fault == Fault::Corrupt {
             // The run stays taken in the allocator, so that no page of it is handed out.
-            return Err(RequestFault { error, lost_folios: self.table.quarantine(offset, order) });
+            return Err(RequestFault { error, lost_folios: self.quarantine(offset, order) });
         }
         if let Some(allocator) = &self.allocator {
             // Ours since the reserve above, so this cannot fail.
@@ -206,7 +206,7 @@ impl Body {
                 Err(fault) => {
                     // The allocator says free and the metadata disagrees: leave the run taken and go on.
                     if fault == Fault::Corrupt {
-                        lost_folios += self.table.quarantine(offset, order);
+                        lost_folios += self.quarantine(offset, order);
                     }
                     broken += 1;
                     if broken == MAX_BROKEN {
@@ -215,6 +215,16 @@ impl Body {
                 }
             }
         }
+    }
+
+    /// Takes corrupt metadata of the run out of use and returns how many live folios went with it.
+    fn quarantine(&self, offset: u64, order: Order) -> u64 {
+        let mut lost = 0;
+        self.table.quarantine(offset, order, &mut |order| {
+            self.counters.note_free(order);
+            lost += 1;
+        });
+        lost
     }
 
     /// Gives the offset back and tells the owner. The run is idle, no lock is held.
