@@ -143,7 +143,8 @@ fn run(steps: Vec<Step>) {
                 }
             }
             Step::FreeWrongOrder(which, size) => {
-                let Some((&offset, &actual)) = oracle.runs.iter().nth(which % oracle.runs.len().max(1)) else {
+                let Some((&offset, &actual)) = oracle.runs.iter().nth(which % oracle.runs.len().max(1))
+                else {
                     continue;
                 };
                 if actual.get() != size {
@@ -262,7 +263,9 @@ fn stress(nr_extents: usize, orders: std::ops::RangeInclusive<u8>, steps: usize)
                 let mut held: Vec<(u64, Order)> = Vec::new();
                 let mark = |offset: u64, size: Order, from: u8, to: u8| {
                     // Every 64th page of a large run is enough to see two owners.
-                    for page in (offset..offset + size.nr_pages()).step_by(size.nr_pages().div_ceil(64) as usize) {
+                    for page in
+                        (offset..offset + size.nr_pages()).step_by(size.nr_pages().div_ceil(64) as usize)
+                    {
                         assert_eq!(marks[page as usize].swap(to, Ordering::Relaxed), from, "page {page}");
                     }
                 };
@@ -271,7 +274,8 @@ fn stress(nr_extents: usize, orders: std::ops::RangeInclusive<u8>, steps: usize)
                     random ^= random >> 7;
                     random ^= random << 17;
                     if random % 5 < 3 {
-                        let size = order(orders.start() + (random >> 8) as u8 % (orders.end() - orders.start() + 1));
+                        let size =
+                            order(orders.start() + (random >> 8) as u8 % (orders.end() - orders.start() + 1));
                         if let Ok(offset) = offsets.alloc(size, Lifetime::Short) {
                             mark(offset, size, 0, 1);
                             held.push((offset, size));

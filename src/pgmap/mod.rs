@@ -15,6 +15,8 @@ mod direct;
 mod error;
 mod extents;
 pub(crate) mod fork;
+#[cfg(all(test, not(loom)))]
+mod fork_tests;
 mod life;
 #[cfg(all(test, loom))]
 mod loom_table;

@@ -464,12 +464,32 @@ impl FolioTable {
 
     /// Takes whatever unsound metadata there is in the run out of use. Calls `on_lost` with the order of each folio
     /// that was live there; locks are held.
-    pub(crate) fn quarantine(&self, offset: u64, order: Order, on_lost: &mut dyn FnMut(Order)) {
+    ///
+    /// An unsound word counts as a live folio only when a holder found it, by the holder's `generation`: to drop a
+    /// reference that nobody had would free the pgmap under its users, to keep one only keeps it from draining.
+    pub(crate) fn quarantine(
+        &self,
+        offset: u64,
+        order: Order,
+        generation: Option<u16>,
+        on_lost: &mut dyn FnMut(Order),
+    ) {
         let pages = offset..offset + order.nr_pages();
-        block_range(&pages).for_each(|index| self.quarantine_block(index as u64, &pages, on_lost));
+        let was_live = |word: Word| {
+            word.kind() == Kind::Head && word.count() > 0 && Some(word.generation()) == generation
+        };
+        for index in block_range(&pages) {
+            self.quarantine_block(index as u64, &pages, &was_live, on_lost);
+        }
     }
 
-    fn quarantine_block(&self, index: u64, pages: &Range<u64>, on_lost: &mut dyn FnMut(Order)) {
+    fn quarantine_block(
+        &self,
+        index: u64,
+        pages: &Range<u64>,
+        was_live: &dyn Fn(Word) -> bool,
+        on_lost: &mut dyn FnMut(Order),
+    ) {
         let block = self.block(index);
         let mut state = block.state.lock();
         let whole = Word(block.word.load(Ordering::Relaxed));
@@ -478,14 +498,15 @@ impl FolioTable {
         if !whole.is_sound(self.owner) {
             block.word.store(Word::quarantined(Order::PAGE, self.owner).0, Ordering::Release);
             let fits = whole.order().filter(|o| o.get() >= BLOCK_ORDER && o.is_aligned(first));
-            let lost = fits.filter(|_| whole.kind() == Kind::Head);
+            let lost = fits.filter(|_| was_live(whole));
             lost.into_iter().for_each(&mut *on_lost);
             self.quarantined_pages.fetch_add(lost.map_or(BLOCK_PAGES, Order::nr_pages), Ordering::Relaxed);
             if state.used_pages > 0 {
                 // The block was split, so its folios are lost with it.
                 for page in inside {
                     let word = Word(self.word(page).load(Ordering::Relaxed));
-                    word.order().filter(|_| word.kind() == Kind::Head).into_iter().for_each(&mut *on_lost);
+                    let is_sound_head = word.is_sound(self.owner) && word.kind() == Kind::Head;
+                    word.order().filter(|_| is_sound_head).into_iter().for_each(&mut *on_lost);
                 }
             }
             return;
@@ -500,7 +521,7 @@ impl FolioTable {
             }
             self.word(page).store(Word::quarantined(Order::PAGE, self.owner).0, Ordering::Release);
             let fits = word.order().filter(|o| o.get() < BLOCK_ORDER && o.is_aligned(page));
-            let lost = fits.filter(|_| word.kind() == Kind::Head);
+            let lost = fits.filter(|_| was_live(word));
             lost.into_iter().for_each(&mut *on_lost);
             self.quarantined_pages.fetch_add(lost.map_or(1, Order::nr_pages), Ordering::Relaxed);
             if !matches!(word.kind(), Kind::Head | Kind::Tail) {

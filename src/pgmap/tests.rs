@@ -308,7 +308,10 @@ fn exit_gives_the_device_back_while_handles_exist() {
     pgmap.exit().unwrap();
     assert_eq!((pgmap.state(), device.claims()), (PgmapState::Dead, 0));
     let dead = PgmapError::Dead { pgmap: id };
-    assert_eq!([pgmap.exit(), pgmap.kill(), pgmap.resurrect()].map(Result::unwrap_err), [(); 3].map(|()| dead.clone()));
+    assert_eq!(
+        [pgmap.exit(), pgmap.kill(), pgmap.resurrect()].map(Result::unwrap_err),
+        [(); 3].map(|()| dead.clone())
+    );
     assert!(pgmap.alloc_folio(Order::PAGE, Lifetime::Short).is_err());
     assert_eq!(pgmap.address_of(0).unwrap_err(), FolioError::NotClaimed { offset: 0 });
     assert!(pgmap.live_folios().is_empty());
