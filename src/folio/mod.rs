@@ -9,6 +9,8 @@
 
 mod raw;
 #[cfg(all(test, not(loom)))]
+mod stress;
+#[cfg(all(test, not(loom)))]
 mod tests;
 
 pub use crate::pgmap::{FolioError, FolioFree, FolioInfo, FreedFolio};

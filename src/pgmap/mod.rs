@@ -15,6 +15,8 @@ mod direct;
 mod error;
 mod extents;
 pub(crate) mod fork;
+#[cfg(all(test, not(loom)))]
+mod fork_tests;
 mod life;
 #[cfg(all(test, loom))]
 mod loom_table;
@@ -23,6 +25,8 @@ mod stats;
 pub(crate) mod table;
 #[cfg(all(test, not(loom)))]
 pub(crate) mod testing;
+#[cfg(all(test, not(loom)))]
+mod tests;
 pub(crate) mod word;
 
 pub use error::{DrainError, FolioError, PgmapError};

@@ -82,7 +82,7 @@ impl Core {
         let body = unsafe { self.body() };
         body.check_live(offset)?;
         let outcome = body.table.get(offset, generation);
-        outcome.map_err(|fault| self.fault(body, fault, offset))
+        outcome.map_err(|fault| self.fault(body, fault, offset, generation))
     }
 
     /// Drops a reference to a folio; `true` when it was the last. The caller holds a reference, of the folio or
@@ -92,7 +92,7 @@ impl Core {
         let body = unsafe { self.body() };
         body.check_live(offset)?;
         let outcome = body.table.put(offset, generation, |order| body.discard_idle(offset, order));
-        match outcome.map_err(|fault| self.fault(body, fault, offset))? {
+        match outcome.map_err(|fault| self.fault(body, fault, offset, generation))? {
             PutOutcome::Live => Ok(false),
             PutOutcome::Freed { order, user } => {
                 body.finish_free(offset, order, user);
@@ -122,7 +122,7 @@ impl Core {
         let body = unsafe { self.body() };
         body.check_live(offset)?;
         let outcome = body.table.look(offset, generation);
-        outcome.map(|seen| body.info(&seen)).map_err(|fault| self.fault(body, fault, offset))
+        outcome.map(|seen| body.info(&seen)).map_err(|fault| self.fault(body, fault, offset, generation))
     }
 
     /// Stores a live folio's user word. The caller holds a reference to the folio.
@@ -131,7 +131,7 @@ impl Core {
         let body = unsafe { self.body() };
         body.check_live(offset)?;
         let outcome = body.table.set_user(offset, generation, user);
-        outcome.map_err(|fault| self.fault(body, fault, offset))
+        outcome.map_err(|fault| self.fault(body, fault, offset, generation))
     }
 
     /// Returns a live folio's address in the pgmap's own mapping. The caller holds a reference to the folio.
@@ -141,14 +141,14 @@ impl Core {
         body.check_live(place.offset)?;
         // Marked before the address exists, so that a fork in between knows.
         let marked = body.table.mark_addressed(place.offset, place.generation);
-        marked.map_err(|fault| self.fault(body, fault, place.offset))?;
+        marked.map_err(|fault| self.fault(body, fault, place.offset, place.generation))?;
         body.address_of_run(place.offset, place.order)
     }
 
     /// Says what a fault means to the caller, and quarantines what is corrupt.
-    fn fault(&self, body: &Body, fault: Fault, offset: u64) -> FolioError {
+    fn fault(&self, body: &Body, fault: Fault, offset: u64, generation: u16) -> FolioError {
         if fault == Fault::Corrupt {
-            self.drop_lost(body.table.quarantine(offset, Order::PAGE));
+            self.drop_lost(body.quarantine(offset, Order::PAGE, Some(generation)));
         }
         body.error_of(fault, offset, Order::PAGE)
     }
@@ -183,7 +183,7 @@ impl Body {
         let error = self.error_of(fault, offset, order);
         if fault == Fault::Corrupt {
             // The run stays taken in the allocator, so that no page of it is handed out.
-            return Err(RequestFault { error, lost_folios: self.table.quarantine(offset, order) });
+            return Err(RequestFault { error, lost_folios: self.quarantine(offset, order, None) });
         }
         if let Some(allocator) = &self.allocator {
             // Ours since the reserve above, so this cannot fail.
@@ -206,7 +206,7 @@ impl Body {
                 Err(fault) => {
                     // The allocator says free and the metadata disagrees: leave the run taken and go on.
                     if fault == Fault::Corrupt {
-                        lost_folios += self.table.quarantine(offset, order);
+                        lost_folios += self.quarantine(offset, order, None);
                     }
                     broken += 1;
                     if broken == MAX_BROKEN {
@@ -215,6 +215,16 @@ impl Body {
                 }
             }
         }
+    }
+
+    /// Takes corrupt metadata of the run out of use and returns how many live folios went with it.
+    fn quarantine(&self, offset: u64, order: Order, generation: Option<u16>) -> u64 {
+        let mut lost = 0;
+        self.table.quarantine(offset, order, generation, &mut |order| {
+            self.counters.note_free(order);
+            lost += 1;
+        });
+        lost
     }
 
     /// Gives the offset back and tells the owner. The run is idle, no lock is held.

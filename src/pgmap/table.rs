@@ -462,54 +462,73 @@ impl FolioTable {
         })
     }
 
-    /// Takes whatever unsound metadata there is in the run out of use and returns how many live folios went with it.
-    pub(crate) fn quarantine(&self, offset: u64, order: Order) -> u64 {
+    /// Takes whatever unsound metadata there is in the run out of use. Calls `on_lost` with the order of each folio
+    /// that was live there; locks are held.
+    ///
+    /// An unsound word counts as a live folio only when a holder found it, by the holder's `generation`: to drop a
+    /// reference that nobody had would free the pgmap under its users, to keep one only keeps it from draining.
+    pub(crate) fn quarantine(
+        &self,
+        offset: u64,
+        order: Order,
+        generation: Option<u16>,
+        on_lost: &mut dyn FnMut(Order),
+    ) {
         let pages = offset..offset + order.nr_pages();
-        block_range(&pages).map(|index| self.quarantine_block(index as u64, &pages)).sum()
+        let was_live = |word: Word| {
+            word.kind() == Kind::Head && word.count() > 0 && Some(word.generation()) == generation
+        };
+        for index in block_range(&pages) {
+            self.quarantine_block(index as u64, &pages, &was_live, on_lost);
+        }
     }
 
-    fn quarantine_block(&self, index: u64, pages: &Range<u64>) -> u64 {
+    fn quarantine_block(
+        &self,
+        index: u64,
+        pages: &Range<u64>,
+        was_live: &dyn Fn(Word) -> bool,
+        on_lost: &mut dyn FnMut(Order),
+    ) {
         let block = self.block(index);
         let mut state = block.state.lock();
         let whole = Word(block.word.load(Ordering::Relaxed));
         let first = index * BLOCK_PAGES;
+        let inside = first..(first + BLOCK_PAGES).min(self.nr_pages);
         if !whole.is_sound(self.owner) {
-            let huge = Order::new(BLOCK_ORDER).unwrap_or(Order::PAGE);
-            block.word.store(Word::quarantined(huge, self.owner).0, Ordering::Release);
-            self.quarantined_pages.fetch_add(BLOCK_PAGES, Ordering::Relaxed);
-            let all = first..(first + BLOCK_PAGES).min(self.nr_pages);
-            let inside = if state.used_pages == 0 { 0 } else { self.count_heads(all) };
-            return inside + u64::from(whole.kind() == Kind::Head);
+            block.word.store(Word::quarantined(Order::PAGE, self.owner).0, Ordering::Release);
+            let fits = whole.order().filter(|o| o.get() >= BLOCK_ORDER && o.is_aligned(first));
+            let lost = fits.filter(|_| was_live(whole));
+            lost.into_iter().for_each(&mut *on_lost);
+            self.quarantined_pages.fetch_add(lost.map_or(BLOCK_PAGES, Order::nr_pages), Ordering::Relaxed);
+            if state.used_pages > 0 {
+                // The block was split, so its folios are lost with it.
+                for page in inside {
+                    let word = Word(self.word(page).load(Ordering::Relaxed));
+                    let is_sound_head = word.is_sound(self.owner) && word.kind() == Kind::Head;
+                    word.order().filter(|_| is_sound_head).into_iter().for_each(&mut *on_lost);
+                }
+            }
+            return;
         }
         if whole.kind() != Kind::Split {
-            return 0;
+            return;
         }
-        let mut lost = 0;
-        for page in first.max(pages.start)..(first + BLOCK_PAGES).min(pages.end) {
+        for page in inside.start.max(pages.start)..inside.end.min(pages.end) {
             let word = Word(self.word(page).load(Ordering::Relaxed));
             if word.is_sound(self.owner) {
                 continue;
             }
             self.word(page).store(Word::quarantined(Order::PAGE, self.owner).0, Ordering::Release);
             let fits = word.order().filter(|o| o.get() < BLOCK_ORDER && o.is_aligned(page));
-            let (nr_pages, is_head) = match word.kind() {
-                Kind::Head => (fits.map_or(1, Order::nr_pages), true),
-                Kind::Tail => (1, false),
-                _ => {
-                    // The page may have been idle: count it, so that the block never looks idle again.
-                    state.used_pages += 1;
-                    (1, false)
-                }
-            };
-            self.quarantined_pages.fetch_add(nr_pages, Ordering::Relaxed);
-            lost += u64::from(is_head);
+            let lost = fits.filter(|_| was_live(word));
+            lost.into_iter().for_each(&mut *on_lost);
+            self.quarantined_pages.fetch_add(lost.map_or(1, Order::nr_pages), Ordering::Relaxed);
+            if !matches!(word.kind(), Kind::Head | Kind::Tail) {
+                // The page may have been idle: count it, so that the block never looks idle again.
+                state.used_pages += 1;
+            }
         }
-        lost
-    }
-
-    fn count_heads(&self, pages: Range<u64>) -> u64 {
-        pages.filter(|&page| Word(self.word(page).load(Ordering::Relaxed)).kind() == Kind::Head).count()
-            as u64
     }
 
     /// Makes the folios of `pages` that are in use at their own address the parent's, and returns how many.
@@ -579,6 +598,28 @@ impl FolioTable {
             Kind::Quarantined => Err(Fault::Quarantined),
             _ => Err(Fault::Stale),
         }
+    }
+
+    /// Overwrites the owner in the word of the head at `offset`, as a stray write could.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn overwrite_owner(&self, offset: u64, owner: u16) {
+        let head = self.head_word(offset).expect("a live head");
+        let word = head.load(Ordering::Relaxed);
+        head.store(word & !(0xffff << 36) | u64::from(owner) << 36, Ordering::Relaxed);
+    }
+
+    /// Overwrites the word of a page, as a stray write could.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn overwrite(&self, page: u64, word: u64) {
+        self.word(page).store(word, Ordering::Relaxed);
+    }
+
+    /// Sets the count of the live head at `offset`.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn set_count(&self, offset: u64, count: u32) {
+        let head = self.head_word(offset).expect("a live head");
+        let word = Word(head.load(Ordering::Relaxed));
+        head.store(word.0 - u64::from(word.count()) + u64::from(count), Ordering::Relaxed);
     }
 
     fn lock_run(&self, offset: u64, order: Order) -> LockedRun<'_> {

@@ -149,3 +149,58 @@ pub(crate) fn validate(pgmap: &Pgmap) {
     assert_eq!(stats.used_bytes, live_pages * 4096);
     assert_eq!(stats.claimed_bytes / 4096 - allocator.free_pages(), live_pages);
 }
+
+/// Runs `f` in a forked child that has one thread, and reports its panic as ours. The fork handlers run around
+/// the fork when `with_handlers`.
+pub(crate) fn in_child(with_handlers: bool, f: impl FnOnce()) {
+    use crate::pgmap::fork;
+    // One fork at a time: other tests of this process hold locks of their own pgmaps only for moments, but must not
+    // find two threads in the handlers.
+    static FORKING: Mutex<()> = Mutex::new(());
+    let forking = FORKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if with_handlers {
+        fork::before_fork();
+    }
+    // SAFETY: the child only runs `f` and leaves; glibc keeps malloc usable in it.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0, "fork");
+    if pid == 0 {
+        if with_handlers {
+            fork::after_fork_in_child();
+        }
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(f));
+        let code = match outcome {
+            Ok(()) => 0,
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("panic");
+                let text = format!("in the child: {text}\n");
+                // SAFETY: the text is valid for its length.
+                unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+                1
+            }
+        };
+        // SAFETY: ends the child without the parent's exit handlers.
+        unsafe { libc::_exit(code) };
+    }
+    if with_handlers {
+        fork::after_fork_in_parent();
+    }
+    drop(forking);
+    let mut status = 0;
+    // SAFETY: `status` is valid, the child is ours.
+    unsafe { libc::waitpid(pid, &mut status, 0) };
+    assert_eq!(status, 0, "the child failed");
+}
+
+/// Returns the resident memory of this process.
+pub(crate) fn resident_kib() -> i64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("proc");
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).expect("a line");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
+}
+
+/// Returns the number of mappings of this process.
+pub(crate) fn mappings() -> usize {
+    std::fs::read_to_string("/proc/self/maps").expect("proc").lines().count()
+}
