@@ -180,6 +180,14 @@ pub enum ValueError {
         /// The size.
         bytes: u64,
     },
+    /// Something is wrong with what one device is to give.
+    #[error("{spec:?}: {error}")]
+    OfDevice {
+        /// The device with its options.
+        spec: String,
+        /// What is wrong.
+        error: Box<ValueError>,
+    },
     /// Not a device.
     #[error(transparent)]
     Device(#[from] DeviceSpecError),
@@ -212,13 +220,13 @@ pub enum ValueError {
         /// What was read.
         text: String,
     },
-    /// A size or range that reaches past the end of an emulated device.
-    #[error("{device} ends before {}", Bytes(*.end_bytes))]
+    /// A size above that of an emulated device.
+    #[error("{device} is smaller than size={}", ExactBytes(*.size_bytes))]
     BeyondDevice {
         /// The device.
         device: String,
-        /// Where the size or range ends.
-        end_bytes: u64,
+        /// The size that was asked for.
+        size_bytes: u64,
     },
     /// A size larger than the range that goes with it.
     #[error("size={} does not fit into the range of {}", ExactBytes(*.size_bytes), Bytes(*.range_bytes))]
@@ -228,13 +236,17 @@ pub enum ValueError {
         /// The length of the range.
         range_bytes: u64,
     },
-    /// A range or a second size for a NUMA node.
-    #[error("{device} takes its size as node:N:SIZE and no {option} option")]
-    NodeOption {
+    /// A size option for a NUMA node.
+    #[error("{device}: the size of a node is a part of its name: write node:N:SIZE, such as node:1:4G")]
+    SizeOfNode {
         /// The device.
         device: String,
-        /// The option.
-        option: &'static str,
+    },
+    /// A range of something that is no dax device.
+    #[error("{device}: only a dax device has a range option")]
+    NoRanges {
+        /// The device.
+        device: String,
     },
     /// Not a policy.
     #[error(transparent)]
@@ -253,6 +265,23 @@ pub enum ValueError {
         /// What was read.
         text: String,
     },
+}
+
+impl ValueError {
+    /// Adds which device the error is about, where its message does not say so.
+    pub(super) fn of_device(self, spec: &str) -> ValueError {
+        match self {
+            ValueError::Size(_)
+            | ValueError::PartialSlot { .. }
+            | ValueError::TooSmall { .. }
+            | ValueError::UnknownOption { .. }
+            | ValueError::NotARange { .. }
+            | ValueError::BeyondRange { .. } => {
+                ValueError::OfDevice { spec: cut(spec), error: Box::new(self) }
+            }
+            named => named,
+        }
+    }
 }
 
 /// Cuts what a user wrote to a length that suits a message.

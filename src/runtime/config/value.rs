@@ -107,23 +107,17 @@ impl SlowSpec {
             }
             _ => {}
         }
-        match self.device {
-            DeviceSpec::Dax(_) => Ok(()),
-            DeviceSpec::Emulated(len) => {
-                check_tier_bytes(len)?;
-                let end = self.range.as_ref().map_or(0, |range| range.end).max(self.size.unwrap_or(0));
-                if end > len {
-                    return Err(ValueError::BeyondDevice { device: device(), end_bytes: end });
-                }
-                Ok(())
+        if self.range.is_some() && !matches!(self.device, DeviceSpec::Dax(_)) {
+            return Err(ValueError::NoRanges { device: device() });
+        }
+        match (&self.device, self.size) {
+            (DeviceSpec::Dax(_), _) => Ok(()),
+            (DeviceSpec::Emulated(len), Some(size_bytes)) if size_bytes > *len => {
+                Err(ValueError::BeyondDevice { device: device(), size_bytes })
             }
-            DeviceSpec::Node { size, .. } => {
-                let option = if self.range.is_some() { Some("range") } else { self.size.map(|_| "size") };
-                if let Some(option) = option {
-                    return Err(ValueError::NodeOption { device: device(), option });
-                }
-                size.map_or(Ok(()), check_tier_bytes)
-            }
+            (DeviceSpec::Emulated(len), _) => check_tier_bytes(*len),
+            (DeviceSpec::Node { .. }, Some(_)) => Err(ValueError::SizeOfNode { device: device() }),
+            (DeviceSpec::Node { size, .. }, None) => size.map_or(Ok(()), check_tier_bytes),
         }
     }
 }
@@ -132,6 +126,12 @@ impl FromStr for SlowSpec {
     type Err = ValueError;
 
     fn from_str(text: &str) -> Result<SlowSpec, ValueError> {
+        SlowSpec::from_parts(text).map_err(|error| error.of_device(text.trim()))
+    }
+}
+
+impl SlowSpec {
+    fn from_parts(text: &str) -> Result<SlowSpec, ValueError> {
         let mut parts = text.split(',').map(str::trim);
         let device = parts.next().filter(|name| !name.is_empty()).ok_or(ValueError::NoDevice)?;
         // A message about a very long name quotes only its beginning, unless the beginning alone would pass.
@@ -175,7 +175,7 @@ pub(super) fn parse_slow(text: &str) -> Result<Vec<SlowSpec>, ValueError> {
 /// is a device of its own.
 pub(super) fn check_slow(specs: &[SlowSpec]) -> Result<(), ValueError> {
     for (ix, spec) in specs.iter().enumerate() {
-        spec.check()?;
+        spec.check().map_err(|error| error.of_device(&spec.to_string()))?;
         for other in &specs[..ix] {
             let same = match (&spec.device, &other.device) {
                 (DeviceSpec::Dax(a), DeviceSpec::Dax(b)) => a == b,

@@ -62,14 +62,28 @@ fn what_is_wrong_with_a_slow_device_is_named() {
         }),
         ("/dev/dax0.0,size=8M,range=0+4M", |e| matches!(e, ValueError::BeyondRange { .. })),
         ("emulated:2G,size=4G", |e| matches!(e, ValueError::BeyondDevice { .. })),
-        ("emulated:2G,range=1G+2G", |e| matches!(e, ValueError::BeyondDevice { .. })),
-        ("node:1,range=0+1G", |e| matches!(e, ValueError::NodeOption { option: "range", .. })),
-        ("node:1,size=1G", |e| matches!(e, ValueError::NodeOption { option: "size", .. })),
+        ("emulated:2G,range=1G+1G", |e| matches!(e, ValueError::NoRanges { .. })),
+        ("node:1,range=0+1G", |e| matches!(e, ValueError::NoRanges { .. })),
+        ("node:1,size=1G", |e| matches!(e, ValueError::SizeOfNode { .. })),
     ];
     for (text, expected) in cases {
-        let seen = parse_slow(text).expect_err(text);
+        let seen = match parse_slow(text).expect_err(text) {
+            ValueError::OfDevice { spec, error } => {
+                assert_eq!(spec, text);
+                *error
+            }
+            seen => seen,
+        };
         assert!(expected(&seen), "{text:?} gave {seen:?}");
     }
+}
+
+#[test]
+fn of_several_devices_the_wrong_one_is_named() {
+    assert_eq!(
+        parse_slow("emulated:1G;emulated:2M").unwrap_err().to_string(),
+        "\"emulated:2M\": 2M is too small: the least is 4M (two slots of 2 MiB)"
+    );
 }
 
 #[test]
