@@ -212,7 +212,7 @@ impl DaxInfo {
         Some(match &self.state {
             DaxState::Free | DaxState::Claimed { .. } => return None,
             DaxState::SystemRam { node: Some(node) } => format!(
-                "use it as it is with --slow node:{node}, or take it from the kernel: \
+                "--slow node:{node} uses it as it is; to take it from the kernel: \
                  sudo daxctl reconfigure-device --mode=devdax --force {name}"
             ),
             DaxState::SystemRam { node: None } | DaxState::OtherDriver { .. } => {
