@@ -58,7 +58,9 @@ pub(crate) fn options(flags: u64, purpose: Purpose) -> Result<AllocOptions, Fail
         0 => None,
         DAXTIER_TIER_FAST => Some(TierName::Fast),
         DAXTIER_TIER_SLOW => Some(TierName::Slow),
-        other => return Err(failure!(DAXTIER_ECHOICE, "{other:#x} names no tier: use one DAXTIER_TIER_ flag")),
+        other => {
+            return Err(failure!(DAXTIER_ECHOICE, "{other:#x} names no tier: use one DAXTIER_TIER_ flag"));
+        }
     };
     let lifetime = match flags & HINT_MASK {
         0 => Lifetime::default(),

@@ -179,9 +179,9 @@ pub unsafe extern "C" fn daxtier_folio_try_get(
     guard(|| {
         non_null(folio, "folio")?;
         let found = pgmap::with_any(pgmap, |pgmap| {
-            pgmap
-                .try_get_folio(offset)
-                .ok_or_else(|| failure!(DAXTIER_ENOENT, "no live folio of {} covers page {offset}", pgmap.name()))
+            pgmap.try_get_folio(offset).ok_or_else(|| {
+                failure!(DAXTIER_ENOENT, "no live folio of {} covers page {offset}", pgmap.name())
+            })
         })?;
         // SAFETY: the C contract: room for one folio; checked not to be NULL.
         unsafe { folio.write(found.into_raw().into_u64()) };
@@ -236,7 +236,10 @@ pub unsafe extern "C" fn daxtier_folio_info(folio: DaxtierFolio, info: *mut Daxt
 /// folios. Signal handlers: not allowed. Lifetime: the reference needs its own daxtier_folio_put().
 /// Returns 0; DAXTIER_EFOREIGN when the address is in no pgmap; DAXTIER_ENOENT when its page is idle; DAXTIER_ENULL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn daxtier_folio_from_address(address: *const c_void, folio: *mut DaxtierFolio) -> c_int {
+pub unsafe extern "C" fn daxtier_folio_from_address(
+    address: *const c_void,
+    folio: *mut DaxtierFolio,
+) -> c_int {
     guard(|| {
         non_null(folio, "folio")?;
         let address = address.cast::<u8>();

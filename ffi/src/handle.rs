@@ -158,7 +158,8 @@ impl<T> Table<T> {
     /// Takes the object out of an open slot, which nobody else gets meanwhile.
     fn take(&self, handle: u64) -> Result<(&Slot<T>, T), Failure> {
         let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = self.slot(handle).filter(|slot| is_handle(handle) && slot.open.load(Ordering::Relaxed) == handle);
+        let slot =
+            self.slot(handle).filter(|slot| is_handle(handle) && slot.open.load(Ordering::Relaxed) == handle);
         let slot = slot.ok_or_else(|| self.not_open(handle))?;
         slot.open.store(CLOSING, Ordering::Relaxed);
         // SAFETY: `changes` is held and the slot is not open (I1), and nobody still uses the value (I3).
@@ -198,8 +199,11 @@ impl<T> Table<T> {
 
     fn slot_made(&self, index: usize) -> &Slot<T> {
         let chunk = self.chunks[index / SLOTS_PER_CHUNK].get_or_init(|| {
-            let slot =
-                || Slot { open: AtomicU64::new(0), generation: AtomicU64::new(0), value: UnsafeCell::new(None) };
+            let slot = || Slot {
+                open: AtomicU64::new(0),
+                generation: AtomicU64::new(0),
+                value: UnsafeCell::new(None),
+            };
             std::iter::repeat_with(slot).take(SLOTS_PER_CHUNK).collect()
         });
         &chunk[index % SLOTS_PER_CHUNK]

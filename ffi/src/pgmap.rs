@@ -61,7 +61,8 @@ pub struct DaxtierFreedFolio {
 /// idle already. It may call any function of this interface, so it may request the same offset again. It must not
 /// throw or longjmp out. `freed` is valid during the call. `context` is what daxtier_pgmap_open() was given; it must
 /// stay valid until daxtier_pgmap_close() succeeds. Does not run in a forked child for the parent's folios.
-pub type DaxtierFolioFree = Option<unsafe extern "C" fn(context: *mut c_void, freed: *const DaxtierFreedFolio)>;
+pub type DaxtierFolioFree =
+    Option<unsafe extern "C" fn(context: *mut c_void, freed: *const DaxtierFreedFolio)>;
 
 /// How a pgmap is opened. All zero but for the size means the defaults.
 #[repr(C)]
@@ -165,9 +166,7 @@ pub unsafe extern "C" fn daxtier_pgmap_open(
         let spec: SlowSpec = device.parse().map_err(|error| failure!(DAXTIER_ECONFIG, "{error}"))?;
         // SAFETY: the C contract, again for the name in the options.
         let options = unsafe { pgmap_options(options, device) }?;
-        let device = spec
-            .open()
-            .map_err(|error| Failure::errno(error.errno(), format_args!("{error}")))?;
+        let device = spec.open().map_err(|error| Failure::errno(error.errno(), format_args!("{error}")))?;
         let opened = Pgmap::bind(device, options).map_err(|error| pgmap_failure(&error))?;
         let handle = PGMAPS.insert_at(opened.id(), opened)?;
         // SAFETY: the C contract: room for one handle; checked not to be NULL.
@@ -332,7 +331,9 @@ fn own(pgmap: DaxtierPgmap) -> Result<&'static Pgmap, Failure> {
 
 fn refuse_pools(pgmap: DaxtierPgmap) -> Result<(), Failure> {
     match PGMAPS.outsider_index(pgmap).and_then(Pgmap::from_id) {
-        Some(pgmap) => Err(failure!(DAXTIER_EPERM, "pgmap {} belongs to a pool, which alone may end it", pgmap.name())),
+        Some(pgmap) => {
+            Err(failure!(DAXTIER_EPERM, "pgmap {} belongs to a pool, which alone may end it", pgmap.name()))
+        }
         None => Ok(()),
     }
 }
@@ -361,7 +362,9 @@ fn close(pgmap: &Pgmap) -> Result<(), Failure> {
 /// # Safety
 /// The name in `options` is NULL or a NUL-terminated text that nobody writes to.
 unsafe fn pgmap_options(options: Option<DaxtierPgmapOptions>, device: &str) -> Result<PgmapOptions, Failure> {
-    let Some(options) = options else { return Ok(PgmapOptions { name: device.to_owned(), ..PgmapOptions::default() }) };
+    let Some(options) = options else {
+        return Ok(PgmapOptions { name: device.to_owned(), ..PgmapOptions::default() });
+    };
     let offsets = match options.offsets {
         DAXTIER_OFFSETS_PROVIDED => OffsetTracking::Provided,
         DAXTIER_OFFSETS_OWN => OffsetTracking::Own,
@@ -379,7 +382,9 @@ unsafe fn pgmap_options(options: Option<DaxtierPgmapOptions>, device: &str) -> R
         min_order: order(options.min_order)?,
         limit_pages: (options.limit_pages > 0).then_some(options.limit_pages),
         offsets,
-        on_free: options.on_free.map(|function| Arc::new(Callback { function, context }) as Arc<dyn FolioFree>),
+        on_free: options
+            .on_free
+            .map(|function| Arc::new(Callback { function, context }) as Arc<dyn FolioFree>),
     })
 }
 

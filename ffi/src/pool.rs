@@ -11,8 +11,8 @@ use crate::runtime;
 use crate::sized::{self, SizedStruct};
 use crate::text;
 use daxtier_core::runtime::link::{LinkPlacement, LinkTierStats, field_text};
-use daxtier_core::runtime::{AllocError, CloseError, Config, ForeignPointer, Placement, Pool, PoolError};
 use daxtier_core::runtime::stats::TierStats;
+use daxtier_core::runtime::{AllocError, CloseError, Config, ForeignPointer, Placement, Pool, PoolError};
 use std::ffi::{c_char, c_int, c_void};
 
 /// A pool: tiers, a placement policy and a heap. The number of a closed pool is never given again. 0 stands for the

@@ -4,6 +4,7 @@
 //! both, and keeps medians. Prints a Markdown table and writes `target/bench/NAME.json`, a list of objects with
 //! `bench`, `threads`, `ours`, `peer`, `peer_value`, `unit` and `ratio`; a ratio above 1 means that we win.
 
+mod bind;
 mod contest;
 mod preload;
 
@@ -28,11 +29,18 @@ struct Suite {
     run: fn(rounds: usize) -> Result<Vec<Row>, String>,
 }
 
-const SUITES: &[Suite] = &[Suite {
-    name: "preload",
-    about: "malloc through the preload library with DRAM only, against the mimalloc that it is built on",
-    run: preload::run,
-}];
+const SUITES: &[Suite] = &[
+    Suite {
+        name: "bind",
+        about: "binding an emulated device of 1 TiB and taking a first page, beside the limits that we set",
+        run: bind::run,
+    },
+    Suite {
+        name: "preload",
+        about: "malloc through the preload library with DRAM only, against the mimalloc that it is built on",
+        run: preload::run,
+    },
+];
 
 const DEFAULT_ROUNDS: usize = 9;
 

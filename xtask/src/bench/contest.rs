@@ -1,4 +1,4 @@
-//! Two contenders in turns.
+//! Two contenders in turns, or one beside a fixed value.
 //!
 //! A bench program prints `NAME THREADS VALUE UNIT` on a line of its own; everything else it prints is ignored.
 
@@ -37,12 +37,23 @@ impl Contest {
                 ours.push(measure(&self.ours)?);
             }
         }
-        let Value { bench, threads, unit, .. } =
-            ours.first().ok_or("not a single round was asked for")?.clone();
-        let peer_value = median(peers.iter().map(|value| value.value));
-        let ours = median(ours.iter().map(|value| value.value));
-        Ok(Row { bench, threads, ours, peer: self.peer_name.clone(), peer_value, unit })
+        row(&ours, &self.peer_name, median(peers.iter().map(|value| value.value)))
     }
+}
+
+/// Runs one program `rounds` times and sets its median beside a fixed value.
+///
+/// # Errors
+/// A program that fails or prints no value.
+pub(super) fn measure_alone(task: &Task, rounds: usize, beside: &str, fixed: f64) -> Result<Row, String> {
+    let ours = (0..rounds).map(|_| measure(task)).collect::<Result<Vec<Value>, String>>()?;
+    row(&ours, beside, fixed)
+}
+
+fn row(ours: &[Value], peer: &str, peer_value: f64) -> Result<Row, String> {
+    let Value { bench, threads, unit, .. } = ours.first().ok_or("not a single round was asked for")?.clone();
+    let ours = median(ours.iter().map(|value| value.value));
+    Ok(Row { bench, threads, ours, peer: peer.to_owned(), peer_value, unit })
 }
 
 fn measure(task: &Task) -> Result<Value, String> {
