@@ -79,7 +79,8 @@ pub unsafe extern "C" fn daxtier_realloc(
                 pool.malloc(size, alignment(align), options).map_err(|error| alloc_failure(&error))?
             }
             (Some(old), pool) => {
-                let owner = if pool == DAXTIER_DEFAULT_POOL { runtime::pool_of(old) } else { Some(POOLS.get(pool)?) };
+                let owner =
+                    if pool == DAXTIER_DEFAULT_POOL { runtime::pool_of(old) } else { Some(POOLS.get(pool)?) };
                 match owner {
                     // SAFETY: the C contract: a block of the caller's that nobody uses meanwhile.
                     Some(pool) => unsafe { pool.realloc(old, size, alignment(align), options) }
@@ -163,7 +164,9 @@ pub unsafe extern "C" fn daxtier_advise(
         let advice = match advice {
             DAXTIER_ADVICE_POPULATE => Advice::Populate,
             DAXTIER_ADVICE_DISCARD => Advice::Discard,
-            other => return Err(failure!(DAXTIER_ECHOICE, "{other} is no advice: use a DAXTIER_ADVICE_ number")),
+            other => {
+                return Err(failure!(DAXTIER_ECHOICE, "{other} is no advice: use a DAXTIER_ADVICE_ number"));
+            }
         };
         let pool = POOLS.get(pool)?;
         let start = NonNull::new(address.cast::<u8>());

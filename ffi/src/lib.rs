@@ -8,7 +8,11 @@
 //! Functions take self, inputs, outputs, in this order, and return 0 or a negative code. Outputs are checked first and
 //! written last. Pointers are checked for NULL; that they lead to what the header says is the caller's part of the
 //! contract, which the SAFETY comments call the C contract.
-#![allow(clippy::missing_safety_doc, reason = "the comments are for C, and state the caller's duties in its terms")]
+#![allow(
+    clippy::missing_safety_doc,
+    reason = "the comments are for C, and state the caller's duties in its terms"
+)]
+#![allow(unreachable_pub, reason = "what is in the header is public, for cbindgen and for the reader")]
 
 mod alloc;
 mod device;
