@@ -159,7 +159,7 @@
 #define DAXTIER_NR_ORDERS 19
 
 /* Flag: every byte is zero. */
-#define DAXTIER_ZERO (1 << 0)
+#define DAXTIER_ZERO 1
 
 /*
  * Flag of daxtier_folio_alloc() for orders 9 and above: the library may move the folio to another tier while it is
@@ -395,7 +395,7 @@ struct daxtier_pgmap_stats {
     uint64_t failures;
     /* Live folios of each order, from order 0. */
     uint64_t folios_by_order[19];
-    /* A DAXTIER_PGMAP_ state. */
+    /* A DAXTIER_PGMAP_ state, or 0 for one that this header does not know. */
     uint32_t state;
     /* Smallest order that is handed out. */
     uint32_t min_order;

@@ -14,7 +14,7 @@ pub const DAXTIER_MAX_ORDER: u32 = 18;
 pub const DAXTIER_NR_ORDERS: usize = 19;
 
 /// Flag: every byte is zero.
-pub const DAXTIER_ZERO: u64 = 1 << 0;
+pub const DAXTIER_ZERO: u64 = 1;
 /// Flag of daxtier_folio_alloc() for orders 9 and above: the library may move the folio to another tier while it is
 /// in use. Its address stays the same; direct I/O, io_uring and RDMA must not use it. Without this flag a folio
 /// never moves. This version moves none yet.

@@ -142,7 +142,7 @@ impl Failure {
         // A thread that is ending, or a failure while a failure is written, keeps the old text.
         let _ = LAST.try_with(|last| {
             if let Ok(mut buffer) = last.try_borrow_mut() {
-                let mut writer = Truncating { buffer: &mut *buffer, len: 0 };
+                let mut writer = Truncating { buffer: &mut buffer, len: 0 };
                 // An error means that the text was cut.
                 let _ = writer.write_fmt(text);
                 let len = writer.len;

@@ -75,7 +75,7 @@ pub unsafe extern "C" fn daxtier_folio_request(
             pgmap.request_folio(offset, order).map_err(|error| folio_failure(&error))
         })?;
         // SAFETY: the C contract: room for one folio; checked not to be NULL.
-        unsafe { folio.write(requested.into_raw().into_u64()) };
+        unsafe { folio.write(requested.into_raw().to_bits()) };
         Ok(())
     })
 }
@@ -105,7 +105,7 @@ pub unsafe extern "C" fn daxtier_folio_alloc(
         let allocated =
             POOLS.get(pool)?.alloc_folio(order, options).map_err(|error| alloc_failure(&error))?;
         // SAFETY: the C contract: room for one folio; checked not to be NULL.
-        unsafe { folio.write(allocated.into_raw().into_u64()) };
+        unsafe { folio.write(allocated.into_raw().to_bits()) };
         Ok(())
     })
 }
@@ -141,7 +141,7 @@ pub unsafe extern "C" fn daxtier_folio_alloc_bulk(
                     // SAFETY: the C contract: room for `count` folios, and `got` is below that.
                     let out = unsafe { folios.add(got) };
                     // SAFETY: as above.
-                    unsafe { out.write(folio.into_raw().into_u64()) };
+                    unsafe { out.write(folio.into_raw().to_bits()) };
                     got += 1;
                 }
                 Err(error) if got == 0 => return Err(alloc_failure(&error)),
@@ -184,7 +184,7 @@ pub unsafe extern "C" fn daxtier_folio_try_get(
             })
         })?;
         // SAFETY: the C contract: room for one folio; checked not to be NULL.
-        unsafe { folio.write(found.into_raw().into_u64()) };
+        unsafe { folio.write(found.into_raw().to_bits()) };
         Ok(())
     })
 }
@@ -252,7 +252,7 @@ pub unsafe extern "C" fn daxtier_folio_from_address(
             failure!(DAXTIER_ENOENT, "page {offset} of {}, at {:#x}, is idle", pgmap.name(), address.addr())
         })?;
         // SAFETY: the C contract: room for one folio; checked not to be NULL.
-        unsafe { folio.write(found.into_raw().into_u64()) };
+        unsafe { folio.write(found.into_raw().to_bits()) };
         Ok(())
     })
 }
@@ -327,7 +327,7 @@ impl FolioList {
     /// The pointers given to `new` are still valid.
     pub(crate) unsafe fn fill(&self, infos: &[FolioInfo]) {
         for (at, info) in infos.iter().take(self.capacity).enumerate() {
-            let value = DaxtierFolioInfo::of(info, info.raw().map_or(0, RawFolio::into_u64));
+            let value = DaxtierFolioInfo::of(info, raw_of(info));
             // SAFETY: `at` is below the capacity, and the elements were measured by `new`.
             unsafe { sized::write_element(self.folios, self.element_size, at, &value) };
         }
@@ -340,22 +340,47 @@ impl FolioList {
 
 /// Reads a folio's number.
 fn raw(folio: DaxtierFolio) -> Result<RawFolio, Failure> {
-    RawFolio::from_u64(folio).ok_or_else(|| failure!(DAXTIER_EHANDLE, "0 is no folio"))
+    // SAFETY: the C contract: a number that this library handed out. The core checks what it names.
+    unsafe { RawFolio::from_bits(folio) }.ok_or_else(|| failure!(DAXTIER_EHANDLE, "0 is no folio"))
+}
+
+/// Returns the number of the folio that a list names, or 0 if it is gone or its pgmap is dying.
+fn raw_of(info: &FolioInfo) -> DaxtierFolio {
+    let folio = Pgmap::from_id(info.pgmap).and_then(|pgmap| pgmap.try_get_folio(info.offset));
+    folio.map_or(0, |folio| {
+        let raw = folio.into_raw();
+        // The reference was only taken to learn the number. Whoever holds the folio still does.
+        let _ = raw.put();
+        raw.to_bits()
+    })
 }
 
 /// Clears a folio that nobody else has seen yet.
 pub(crate) fn zeroed(mut folio: Folio) -> Result<Folio, Failure> {
-    match folio.as_mut_slice() {
-        Some(bytes) => bytes.fill(0),
-        None => {
-            folio.address().map_err(|error| folio_failure(&error))?;
-        }
+    if !folio.zero() {
+        folio.address().map_err(|error| folio_failure(&error))?;
     }
     Ok(folio)
 }
 
-pub(crate) fn folio_failure(error: &FolioError) -> Failure {
+/// Returns the code of a refusal.
+pub(crate) fn folio_code(error: &FolioError) -> i32 {
     match error {
-        _ => Failure::errno(error.errno(), format_args!("{error}")),
+        FolioError::OutOfBounds { .. } => DAXTIER_EOFFSET,
+        FolioError::Misaligned { .. } => DAXTIER_EALIGN,
+        FolioError::OrderTooSmall { .. } | FolioError::OrderTooLarge { .. } => DAXTIER_EORDER,
+        FolioError::Busy { .. } => DAXTIER_EBUSY,
+        FolioError::Dying { .. } => DAXTIER_EDYING,
+        FolioError::Exhausted { .. } | FolioError::LimitReached { .. } => DAXTIER_ENOMEM,
+        FolioError::NotClaimed { .. } => DAXTIER_ENOENT,
+        FolioError::OwnOffsets { .. } => DAXTIER_ENOTSUP,
+        FolioError::Stale { .. } => DAXTIER_ESTALE,
+        FolioError::Corrupt { .. } | FolioError::Quarantined { .. } => DAXTIER_ECORRUPT,
+        FolioError::Forked { .. } => DAXTIER_EFORKED,
+        other => -other.errno(),
     }
+}
+
+pub(crate) fn folio_failure(error: &FolioError) -> Failure {
+    failure!(folio_code(error), "{error}")
 }

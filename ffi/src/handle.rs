@@ -134,7 +134,7 @@ impl<T> Table<T> {
     pub(crate) fn close_with(
         &self,
         handle: u64,
-        close: impl FnOnce(T) -> Result<(), (T, Failure)>,
+        close: impl FnOnce(T) -> Result<(), (Option<T>, Failure)>,
     ) -> Result<(), Failure> {
         let (slot, value) = self.take(handle)?;
         // No lock is held here: `close` may run callbacks, and those may open and close.
@@ -145,9 +145,13 @@ impl<T> Table<T> {
                 slot.open.store(CLOSED, Ordering::Relaxed);
                 Ok(())
             }
+            Err((None, failure)) => {
+                slot.open.store(CLOSED, Ordering::Relaxed);
+                Err(failure)
+            }
             Err((value, failure)) => {
                 // SAFETY: `changes` is held and the slot is not open (I1).
-                unsafe { *slot.value.get() = Some(value) };
+                unsafe { *slot.value.get() = value };
                 // Release: pairs with the Acquire in `get` (I2).
                 slot.open.store(handle, Ordering::Release);
                 Err(failure)
@@ -237,7 +241,7 @@ mod tests {
     fn a_refused_close_leaves_the_object_open() {
         let table = Table::new(1, "thing");
         let handle = table.insert(7).expect("there is room");
-        let refused = table.close_with(handle, |value| Err((value, failure!(-16, "busy"))));
+        let refused = table.close_with(handle, |value| Err((Some(value), failure!(-16, "busy"))));
         assert!(refused.is_err());
         assert_eq!(*table.get(handle).expect("it is open"), 7);
     }

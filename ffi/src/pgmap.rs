@@ -11,9 +11,11 @@ use crate::handle::Table;
 use crate::pool::non_null;
 use crate::sized::{self, SizedStruct};
 use crate::text;
-use daxtier_core::device::SlowSpec;
+use daxtier_core::device;
 use daxtier_core::folio::{FolioFree, FreedFolio};
 use daxtier_core::pgmap::{DrainError, OffsetTracking, Pgmap, PgmapError, PgmapOptions, PgmapState};
+use daxtier_core::runtime::config::SlowSpec;
+use daxtier_core::units::PAGE_SIZE;
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,7 +118,7 @@ pub struct DaxtierPgmapStats {
     pub failures: u64,
     /// Live folios of each order, from order 0.
     pub folios_by_order: [u64; 19],
-    /// A DAXTIER_PGMAP_ state.
+    /// A DAXTIER_PGMAP_ state, or 0 for one that this header does not know.
     pub state: u32,
     /// Smallest order that is handed out.
     pub min_order: u32,
@@ -165,8 +167,15 @@ pub unsafe extern "C" fn daxtier_pgmap_open(
         let options = unsafe { sized::read(options) }?;
         let spec: SlowSpec = device.parse().map_err(|error| failure!(DAXTIER_ECONFIG, "{error}"))?;
         // SAFETY: the C contract, again for the name in the options.
+<<<<<<< HEAD
         let options = unsafe { pgmap_options(options, device) }?;
         let device = spec.open().map_err(|error| Failure::errno(error.errno(), format_args!("{error}")))?;
+=======
+        let mut options = unsafe { pgmap_options(options) }?;
+        options.limit_pages = smaller(options.limit_pages, spec.size.map(|bytes| bytes / PAGE_SIZE as u64));
+        let device = device::open(&spec.device, spec.size, spec.range)
+            .map_err(|error| Failure::errno(error.errno(), format_args!("{error}")))?;
+>>>>>>> ffi
         let opened = Pgmap::bind(device, options).map_err(|error| pgmap_failure(&error))?;
         let handle = PGMAPS.insert_at(opened.id(), opened)?;
         // SAFETY: the C contract: room for one handle; checked not to be NULL.
@@ -233,7 +242,7 @@ pub extern "C" fn daxtier_pgmap_close(pgmap: DaxtierPgmap) -> c_int {
         refuse_pools(pgmap)?;
         PGMAPS.close_with(pgmap, |pgmap| match close(&pgmap) {
             Ok(()) => Ok(()),
-            Err(failure) => Err((pgmap, failure)),
+            Err(failure) => Err((Some(pgmap), failure)),
         })
     })
 }
@@ -296,7 +305,7 @@ pub unsafe extern "C" fn daxtier_pgmap_alloc(
             // SAFETY: the C contract: room for `count` folios, and there are no more than that.
             let out = unsafe { folios.add(at) };
             // SAFETY: as above.
-            unsafe { out.write(folio.into_raw().into_u64()) };
+            unsafe { out.write(folio.into_raw().to_bits()) };
         }
         // SAFETY: the C contract: room for a count; checked not to be NULL.
         unsafe { nr_folios.write(nr_got) };
@@ -361,17 +370,22 @@ fn close(pgmap: &Pgmap) -> Result<(), Failure> {
 
 /// # Safety
 /// The name in `options` is NULL or a NUL-terminated text that nobody writes to.
+<<<<<<< HEAD
 unsafe fn pgmap_options(options: Option<DaxtierPgmapOptions>, device: &str) -> Result<PgmapOptions, Failure> {
     let Some(options) = options else {
         return Ok(PgmapOptions { name: device.to_owned(), ..PgmapOptions::default() });
     };
+=======
+unsafe fn pgmap_options(options: Option<DaxtierPgmapOptions>) -> Result<PgmapOptions, Failure> {
+    let Some(options) = options else { return Ok(PgmapOptions::default()) };
+>>>>>>> ffi
     let offsets = match options.offsets {
         DAXTIER_OFFSETS_PROVIDED => OffsetTracking::Provided,
         DAXTIER_OFFSETS_OWN => OffsetTracking::Own,
         other => return Err(failure!(DAXTIER_ECHOICE, "offsets is {other}: use a DAXTIER_OFFSETS_ number")),
     };
     let name = if options.name.is_null() {
-        device
+        ""
     } else {
         // SAFETY: the caller argued it.
         unsafe { text::read(options.name, "name") }?
@@ -435,6 +449,7 @@ impl DaxtierPgmapStats {
                 PgmapState::Drained => DAXTIER_PGMAP_DRAINED,
                 PgmapState::Dead => DAXTIER_PGMAP_DEAD,
                 PgmapState::Forked => DAXTIER_PGMAP_FORKED,
+                _ => 0,
             },
             min_order: pgmap.min_order().get().into(),
             name: text::field(pgmap.name()),
@@ -443,10 +458,26 @@ impl DaxtierPgmapStats {
     }
 }
 
+fn smaller(a: Option<u64>, b: Option<u64>) -> Option<u64> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
 fn pgmap_failure(error: &PgmapError) -> Failure {
+    match error {
+        PgmapError::Dying { .. } => return failure!(DAXTIER_EDYING, "{error}"),
+        PgmapError::MinOrderTooLarge { .. } => return failure!(DAXTIER_EORDER, "{error}"),
+        PgmapError::TooMany => return failure!(DAXTIER_ELIMIT, "{error}"),
+        _ => {}
+    }
     Failure::errno(error.errno(), format_args!("{error}"))
 }
 
 fn drain_failure(error: &DrainError) -> Failure {
-    Failure::errno(error.errno(), format_args!("{error}"))
+    match error {
+        DrainError::TimedOut { .. } => failure!(DAXTIER_ETIMEDOUT, "{error}"),
+        _ => Failure::errno(error.errno(), format_args!("{error}")),
+    }
 }

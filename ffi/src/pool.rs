@@ -4,15 +4,21 @@
 //! the program runs under it ([`crate::runtime`]). Uses the core's `Pool`; used by `folio` and `heap`.
 
 use crate::error::*;
-use crate::folio::{DaxtierFolioInfo, FolioList};
+use crate::folio::{DaxtierFolioInfo, FolioList, folio_code, folio_failure};
 use crate::handle::Table;
 use crate::pgmap;
 use crate::runtime;
 use crate::sized::{self, SizedStruct};
 use crate::text;
+use daxtier_core::folio::FolioError;
+use daxtier_core::runtime::config::Config;
 use daxtier_core::runtime::link::{LinkPlacement, LinkTierStats, field_text};
 use daxtier_core::runtime::stats::TierStats;
+<<<<<<< HEAD
 use daxtier_core::runtime::{AllocError, CloseError, Config, ForeignPointer, Placement, Pool, PoolError};
+=======
+use daxtier_core::runtime::{AllocError, CloseError, ForeignPointer, Placement, Pool, PoolError};
+>>>>>>> ffi
 use std::ffi::{c_char, c_int, c_void};
 
 /// A pool: tiers, a placement policy and a heap. The number of a closed pool is never given again. 0 stands for the
@@ -174,8 +180,9 @@ pub unsafe extern "C" fn daxtier_close(
                         "{} folios and {heap_bytes} bytes of blocks are in use",
                         folios.len()
                     );
-                    Err((pool, failure))
+                    Err((Some(pool), failure))
                 }
+                other => Err((None, Failure::errno(libc::EBUSY, format_args!("{other}")))),
             }
         })
     })
@@ -350,6 +357,14 @@ pub(crate) fn alloc_failure(error: &AllocError) -> Failure {
     match error {
         AllocError::Alignment { .. } => failure!(DAXTIER_EALIGN, "{error}"),
         AllocError::Foreign(ForeignPointer { .. }) => failure!(DAXTIER_EFOREIGN, "{error}"),
+        AllocError::NoSuchTier { .. } => failure!(DAXTIER_ENODEV, "{error}"),
+        AllocError::Exhausted { refusal, .. } => match refusal {
+            None | Some(FolioError::Exhausted { .. } | FolioError::LimitReached { .. }) => {
+                failure!(DAXTIER_ENOMEM, "{error}")
+            }
+            Some(refusal) => failure!(folio_code(refusal), "{error}"),
+        },
+        AllocError::Folio(error) => folio_failure(error),
         _ => Failure::errno(error.errno(), format_args!("{error}")),
     }
 }

@@ -37,16 +37,15 @@ pub(crate) unsafe fn read<T: SizedStruct>(options: *const T) -> Result<Option<T>
     let mut value = MaybeUninit::<T>::zeroed();
     // SAFETY: `known` bytes are readable, as the caller promised, and fit into a T.
     unsafe { ptr::copy_nonoverlapping(options.cast::<u8>(), value.as_mut_ptr().cast::<u8>(), known) };
-    for at in known..size {
-        // SAFETY: the structure has `size` bytes, as the caller promised.
-        if unsafe { options.cast::<u8>().add(at).read() } != 0 {
-            return Err(failure!(
-                DAXTIER_E2BIG,
-                "{} sets byte {at}, which this version (size {}) does not know",
-                T::NAME,
-                size_of::<T>()
-            ));
-        }
+    // SAFETY: the structure has `size` bytes, as the caller promised.
+    let bytes = unsafe { std::slice::from_raw_parts(options.cast::<u8>(), size) };
+    if let Some(at) = (known..size).find(|&at| bytes[at] != 0) {
+        return Err(failure!(
+            DAXTIER_E2BIG,
+            "{} sets byte {at}, which this version (size {}) does not know",
+            T::NAME,
+            size_of::<T>()
+        ));
     }
     // SAFETY: zeroes are valid for a T, and so is what the caller wrote as one.
     Ok(Some(unsafe { value.assume_init() }))
