@@ -49,20 +49,6 @@ impl TierCounters {
         }
     }
 
-    /// Counts memory that came into use, and raises the peak to it.
-    pub(crate) fn add_used(&self, bytes: u64) {
-        let used = self.used_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        // The load spares the peak's cache line a write on all but the record-breaking allocations.
-        if used > self.peak_bytes.load(Ordering::Relaxed) {
-            self.peak_bytes.fetch_max(used, Ordering::Relaxed);
-        }
-    }
-
-    /// Counts memory that went out of use.
-    pub(crate) fn sub_used(&self, bytes: u64) {
-        self.used_bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
     /// Copies every counter of `other`.
     pub(crate) fn copy_from(&self, other: &TierCounters) {
         for (to, from) in self.words().zip(other.words()) {
@@ -86,19 +72,6 @@ impl TierCounters {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_peak_stays_when_memory_goes() {
-        let counters = TierCounters::new();
-        counters.add_used(10);
-        counters.add_used(5);
-        counters.sub_used(12);
-        counters.add_used(1);
-        let copy = TierCounters::new();
-        copy.copy_from(&counters);
-        assert_eq!(copy.used_bytes.into_inner(), 4);
-        assert_eq!(copy.peak_bytes.into_inner(), 15);
-    }
 
     #[test]
     fn a_copy_leaves_no_counter_out() {

@@ -10,6 +10,8 @@ use crate::pool::{DaxtierPool, POOLS, alloc_failure, foreign, non_null};
 use crate::sized::{self, SizedStruct};
 use daxtier_core::folio::{Folio, FolioError, FolioInfo, RawFolio};
 use daxtier_core::pgmap::Pgmap;
+use daxtier_core::runtime::Pool;
+use daxtier_core::tier::Tier;
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
@@ -216,7 +218,7 @@ pub unsafe extern "C" fn daxtier_folio_info(folio: DaxtierFolio, info: *mut Daxt
         // SAFETY: the C contract: NULL or a structure that begins with its size.
         let size = unsafe { sized::check_out(info) }?;
         let found = raw(folio)?.info().map_err(|error| folio_failure(&error))?;
-        let mut value = DaxtierFolioInfo::of(&found, folio);
+        let mut value = DaxtierFolioInfo::of(&found, folio, tier_of(found.pgmap));
         if value.address.is_null() {
             value.address = pgmap::with_any(value.pgmap, |pgmap| {
                 let address = pgmap.address_of(found.offset).map_err(|error| folio_failure(&error))?;
@@ -268,7 +270,7 @@ pub extern "C" fn daxtier_folio_set_user(folio: DaxtierFolio, user: u64) -> c_in
 }
 
 impl DaxtierFolioInfo {
-    fn of(info: &FolioInfo, folio: DaxtierFolio) -> DaxtierFolioInfo {
+    fn of(info: &FolioInfo, folio: DaxtierFolio, tier: Option<i32>) -> DaxtierFolioInfo {
         let address = info.address.unwrap_or(0);
         DaxtierFolioInfo {
             size: size_of::<DaxtierFolioInfo>(),
@@ -279,7 +281,7 @@ impl DaxtierFolioInfo {
             address: ptr::with_exposed_provenance_mut(address),
             order: info.order.get().into(),
             ref_count: info.ref_count,
-            tier: tier_of(info.pgmap).unwrap_or(-1),
+            tier: tier.unwrap_or(-1),
             reserved: 0,
         }
     }
@@ -287,10 +289,13 @@ impl DaxtierFolioInfo {
 
 /// Returns the number of the tier that a pgmap is in, in whichever pool has it.
 fn tier_of(id: u16) -> Option<i32> {
-    POOLS.find_map(|_, pool| {
-        let has_it = |tier: &daxtier_core::tier::Tier| tier.pgmaps().iter().any(|pgmap| pgmap.id() == id);
-        pool.tiers().iter().position(has_it).map(|tier| tier as i32)
-    })
+    POOLS.find_map(|_, pool| tier_in(pool, id))
+}
+
+/// Returns the number of the tier that a pgmap is in, if it is this pool's.
+pub(crate) fn tier_in(pool: &Pool, id: u16) -> Option<i32> {
+    let has_it = |tier: &Tier| tier.pgmaps().iter().any(|pgmap| pgmap.id() == id);
+    pool.tiers().iter().position(has_it).map(|tier| tier as i32)
 }
 
 /// An array of the caller's that receives the folios in use.
@@ -321,13 +326,13 @@ impl FolioList {
         Ok(FolioList { folios, element_size, capacity, nr_folios })
     }
 
-    /// Fills the array and the count.
+    /// Fills the array and the count. `tier_of` says which tier of its pool a pgmap is in.
     ///
     /// # Safety
     /// The pointers given to `new` are still valid.
-    pub(crate) unsafe fn fill(&self, infos: &[FolioInfo]) {
+    pub(crate) unsafe fn fill(&self, infos: &[FolioInfo], tier_of: impl Fn(u16) -> Option<i32>) {
         for (at, info) in infos.iter().take(self.capacity).enumerate() {
-            let value = DaxtierFolioInfo::of(info, raw_of(info));
+            let value = DaxtierFolioInfo::of(info, raw_of(info), tier_of(info.pgmap));
             // SAFETY: `at` is below the capacity, and the elements were measured by `new`.
             unsafe { sized::write_element(self.folios, self.element_size, at, &value) };
         }

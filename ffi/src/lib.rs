@@ -12,10 +12,7 @@
     clippy::missing_safety_doc,
     reason = "the comments are for C, and state the caller's duties in its terms"
 )]
-<<<<<<< HEAD
-=======
 #![allow(unreachable_pub, reason = "what is in the header is public, for cbindgen and for the reader")]
->>>>>>> ffi
 
 mod alloc;
 mod device;

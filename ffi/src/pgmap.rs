@@ -167,15 +167,10 @@ pub unsafe extern "C" fn daxtier_pgmap_open(
         let options = unsafe { sized::read(options) }?;
         let spec: SlowSpec = device.parse().map_err(|error| failure!(DAXTIER_ECONFIG, "{error}"))?;
         // SAFETY: the C contract, again for the name in the options.
-<<<<<<< HEAD
-        let options = unsafe { pgmap_options(options, device) }?;
-        let device = spec.open().map_err(|error| Failure::errno(error.errno(), format_args!("{error}")))?;
-=======
         let mut options = unsafe { pgmap_options(options) }?;
         options.limit_pages = smaller(options.limit_pages, spec.size.map(|bytes| bytes / PAGE_SIZE as u64));
         let device = device::open(&spec.device, spec.size, spec.range)
             .map_err(|error| Failure::errno(error.errno(), format_args!("{error}")))?;
->>>>>>> ffi
         let opened = Pgmap::bind(device, options).map_err(|error| pgmap_failure(&error))?;
         let handle = PGMAPS.insert_at(opened.id(), opened)?;
         // SAFETY: the C contract: room for one handle; checked not to be NULL.
@@ -221,7 +216,7 @@ pub unsafe extern "C" fn daxtier_pgmap_drain(
             Err(error) => {
                 if let DrainError::TimedOut { holders, .. } = &error {
                     // SAFETY: as above.
-                    unsafe { list.fill(holders) };
+                    unsafe { list.fill(holders, |_| None) };
                 }
                 Err(drain_failure(&error))
             }
@@ -370,15 +365,8 @@ fn close(pgmap: &Pgmap) -> Result<(), Failure> {
 
 /// # Safety
 /// The name in `options` is NULL or a NUL-terminated text that nobody writes to.
-<<<<<<< HEAD
-unsafe fn pgmap_options(options: Option<DaxtierPgmapOptions>, device: &str) -> Result<PgmapOptions, Failure> {
-    let Some(options) = options else {
-        return Ok(PgmapOptions { name: device.to_owned(), ..PgmapOptions::default() });
-    };
-=======
 unsafe fn pgmap_options(options: Option<DaxtierPgmapOptions>) -> Result<PgmapOptions, Failure> {
     let Some(options) = options else { return Ok(PgmapOptions::default()) };
->>>>>>> ffi
     let offsets = match options.offsets {
         DAXTIER_OFFSETS_PROVIDED => OffsetTracking::Provided,
         DAXTIER_OFFSETS_OWN => OffsetTracking::Own,

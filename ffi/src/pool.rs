@@ -4,7 +4,7 @@
 //! the program runs under it ([`crate::runtime`]). Uses the core's `Pool`; used by `folio` and `heap`.
 
 use crate::error::*;
-use crate::folio::{DaxtierFolioInfo, FolioList, folio_code, folio_failure};
+use crate::folio::{DaxtierFolioInfo, FolioList, folio_code, folio_failure, tier_in};
 use crate::handle::Table;
 use crate::pgmap;
 use crate::runtime;
@@ -14,11 +14,7 @@ use daxtier_core::folio::FolioError;
 use daxtier_core::runtime::config::Config;
 use daxtier_core::runtime::link::{LinkPlacement, LinkTierStats, field_text};
 use daxtier_core::runtime::stats::TierStats;
-<<<<<<< HEAD
-use daxtier_core::runtime::{AllocError, CloseError, Config, ForeignPointer, Placement, Pool, PoolError};
-=======
 use daxtier_core::runtime::{AllocError, CloseError, ForeignPointer, Placement, Pool, PoolError};
->>>>>>> ffi
 use std::ffi::{c_char, c_int, c_void};
 
 /// A pool: tiers, a placement policy and a heap. The number of a closed pool is never given again. 0 stands for the
@@ -123,7 +119,7 @@ pub(crate) static POOLS: Table<Pool> = Table::new(0xD1, "pool");
 ///
 /// `config` is a configuration in the grammar that the environment, files and the daxtier program share: settings as
 /// "KEY=VALUE", separated by blanks or new lines, such as "fast=64M slow=emulated:2G policy=fill". See
-/// docs/CONFIGURATION.md. An empty string means all defaults. Environment variables are not read.
+/// the README. "fast=80%" says no more than the defaults do. Environment variables are not read.
 ///
 /// Threads: any number at once. Blocks: on the kernel and the devices.
 /// After fork: the child has a copy of its own, under the same number, as far as its devices allow.
@@ -174,7 +170,7 @@ pub unsafe extern "C" fn daxtier_close(
             match busy {
                 CloseError::Busy { pool, folios, heap_bytes, .. } => {
                     // SAFETY: as above.
-                    unsafe { list.fill(&folios) };
+                    unsafe { list.fill(&folios, |id| tier_in(&pool, id)) };
                     let failure = failure!(
                         DAXTIER_EBUSY,
                         "{} folios and {heap_bytes} bytes of blocks are in use",

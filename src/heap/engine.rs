@@ -173,15 +173,6 @@ pub(super) unsafe fn usable_size(p: *const u8) -> usize {
     unsafe { mi::mi_usable_size(p.cast()) }
 }
 
-/// Resizes a block in place if its size class allows.
-///
-/// # Safety
-/// `p` is a live block of the engine.
-pub(super) unsafe fn expand(p: *mut u8, size: usize) -> bool {
-    // SAFETY: the caller argued it.
-    !unsafe { mi::mi_expand(p.cast(), size) }.is_null()
-}
-
 /// Returns the heap that holds a block at or around `p`, if the engine knows the address.
 pub(super) fn heap_of(p: *const u8) -> Option<NonNull<mi_heap_t>> {
     // SAFETY: the engine looks the address up in its page map and never reads through it.

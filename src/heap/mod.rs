@@ -215,15 +215,6 @@ pub(crate) unsafe fn block_len(block: NonNull<u8>) -> usize {
     unsafe { engine::usable_size(block.as_ptr()) }
 }
 
-/// Resizes a block in place if its size class allows.
-///
-/// # Safety
-/// As for [`free_block`].
-pub(crate) unsafe fn resize_in_place(block: NonNull<u8>, len_bytes: usize) -> bool {
-    // SAFETY: the caller argued it.
-    unsafe { engine::expand(block.as_ptr(), len_bytes) }
-}
-
 /// Whether the engine knows a block at this address.
 pub(crate) fn is_block(addr: *const u8) -> bool {
     engine::heap_of(addr).is_some()

@@ -113,7 +113,7 @@ impl Device for TestDevice {
     }
 
     fn discard(&self, range: Range<u64>) -> bool {
-        file::punch_hole(&self.fd, range.start, range.end - range.start).is_ok()
+        file::punch_hole(self.fd.as_fd(), range.start, range.end - range.start).is_ok()
     }
 
     fn after_fork_in_child(&self) -> AfterFork {

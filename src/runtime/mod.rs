@@ -10,6 +10,7 @@ mod fork;
 mod global_alloc;
 pub mod json;
 pub mod link;
+pub mod own;
 mod pool;
 pub mod process;
 pub(crate) mod publish;

@@ -38,6 +38,30 @@ pub struct AllocOptions {
     pub lifetime: Lifetime,
 }
 
+impl AllocOptions {
+    /// Reads the flags of the C interface: bit 0 zero, bit 1 movable, bits 8..12 the tier (1 fast, 2 slow), bits
+    /// 12..16 the lifetime (1 short, 2 long). `None` when a bit or a value is unknown.
+    pub fn from_bits(flags: u64) -> Option<AllocOptions> {
+        const KNOWN: u64 = 0xff03;
+        if flags & !KNOWN != 0 {
+            return None;
+        }
+        let tier = match flags >> 8 & 0xf {
+            0 => None,
+            1 => Some(TierName::Fast),
+            2 => Some(TierName::Slow),
+            _ => return None,
+        };
+        let lifetime = match flags >> 12 & 0xf {
+            0 => Lifetime::default(),
+            1 => Lifetime::Short,
+            2 => Lifetime::Long,
+            _ => return None,
+        };
+        Some(AllocOptions { tier, zero: flags & 1 != 0, movable: flags & 2 != 0, lifetime })
+    }
+}
+
 /// Where a byte is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

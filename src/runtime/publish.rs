@@ -329,13 +329,6 @@ impl StatsPage {
         copy.to_stats()
     }
 
-    /// Returns whether other processes can find the page (until the program closes our descriptor and unless it
-    /// may be looked into: then through the mapping).
-    pub(crate) fn is_published(&self) -> bool {
-        // Relaxed: written before the page is shared with other threads.
-        self.fd.load(Ordering::Relaxed) >= 0
-    }
-
     /// Gives a forked child a page of its own, at the same address and with the same contents. Called once in
     /// the child, while it has one thread. Does not allocate; uses 8 KiB of stack.
     ///

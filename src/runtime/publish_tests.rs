@@ -7,8 +7,8 @@ fn described() -> StatsPage {
     page.describe_tier(0, "fast", "dram", &["dram"]);
     page.describe_tier(1, "slow", "emulated", &["emulated:2G", "emulated:1G"]);
     page.tier(0).capacity_bytes.store(64 << 20, Ordering::Relaxed);
-    page.tier(0).add_used(10 << 20);
-    page.tier(0).sub_used(6 << 20);
+    page.tier(0).peak_bytes.store(10 << 20, Ordering::Relaxed);
+    page.tier(0).used_bytes.store(4 << 20, Ordering::Relaxed);
     page.tier(1).folios_by_order[18].store(7, Ordering::Relaxed);
     page
 }
@@ -182,7 +182,7 @@ fn a_forked_child_counts_for_itself() {
     let address = page.page;
     let child = || {
         let replaced = page.replace_in_child().is_ok();
-        page.tier(0).add_used(1 << 20);
+        page.tier(0).used_bytes.fetch_add(1 << 20, Ordering::Relaxed);
         page.note_failure("in the child");
         replaced && page.page == address
     };
@@ -223,10 +223,10 @@ fn without_a_descriptor_a_child_still_counts_apart() {
         // SAFETY: setrlimit reads one struct rlimit, which outlives the call.
         let rc = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &none) };
         let replaced = page.replace_in_child().is_ok();
-        page.tier(0).add_used(1 << 20);
+        page.tier(0).used_bytes.fetch_add(1 << 20, Ordering::Relaxed);
         let expected = before.tiers[0].used_bytes + (1 << 20);
         let kept = page.tier(0).used_bytes.load(Ordering::Relaxed) == expected;
-        rc == 0 && replaced && kept && !page.is_published()
+        rc == 0 && replaced && kept && page.fd.load(Ordering::Relaxed) < 0
     };
     with_child(child, |_| assert_eq!(page.snapshot(), before, "the child wrote to its parent's page"));
 }

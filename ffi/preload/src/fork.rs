@@ -11,7 +11,7 @@ type Fork = unsafe extern "C" fn() -> pid_t;
 /// # Safety
 /// As fork(2) demands of programs with several threads.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn fork() -> pid_t {
+pub(crate) unsafe extern "C" fn fork() -> pid_t {
     static NEXT: OnceLock<Option<Fork>> = OnceLock::new();
     let next = *NEXT.get_or_init(|| {
         let found = next_symbol(c"fork");

@@ -9,6 +9,8 @@ mod fork;
 mod private;
 
 use daxtier::preload as process;
+use daxtier::runtime::link::RuntimeV1;
+use daxtier::runtime::own::OwnRuntime;
 use libc::{c_int, c_void, size_t};
 use std::ptr::{self, NonNull};
 
@@ -19,6 +21,12 @@ static PRIVATE: private::PrivateHeap = private::PrivateHeap;
 /// Every block is a multiple of this, as C promises for any type.
 const MIN_ALIGN: usize = 16;
 const PAGE: usize = 4096;
+
+/// The table by which other copies of the library in the process find this one.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals, reason = "the name is a symbol that other copies look up")]
+pub static daxtier_runtime_v1: RuntimeV1 =
+    RuntimeV1::of::<OwnRuntime>(c"preload", daxtier::runtime::own::VERSION);
 
 /// Allocates `size` bytes. See malloc(3).
 #[unsafe(no_mangle)]
