@@ -3,7 +3,7 @@
 
 use crate::error::SysError;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -44,11 +44,11 @@ pub(crate) fn move_high(fd: OwnedFd) -> OwnedFd {
 ///
 /// # Errors
 /// The refusal of fallocate.
-pub(crate) fn punch_hole(fd: BorrowedFd<'_>, offset_bytes: u64, len_bytes: u64) -> Result<(), SysError> {
+pub(crate) fn punch_hole(fd: impl AsFd, offset_bytes: u64, len_bytes: u64) -> Result<(), SysError> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: fallocate takes a descriptor that we own, and no pointer.
     let rc = unsafe {
-        libc::fallocate(fd.as_raw_fd(), mode, offset_bytes as libc::off_t, len_bytes as libc::off_t)
+        libc::fallocate(fd.as_fd().as_raw_fd(), mode, offset_bytes as libc::off_t, len_bytes as libc::off_t)
     };
     if rc == 0 { Ok(()) } else { Err(SysError::last("fallocate")) }
 }
