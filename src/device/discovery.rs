@@ -239,7 +239,7 @@ impl DaxInfo {
                 )
             }
             DaxState::NotPermitted { .. } | DaxState::ReadOnly { .. } => {
-                format!("sudo chown {} {path}", file::effective_uid())
+                format!("sudo chown {} {path} && sudo chmod u+rw {path}", file::effective_uid())
             }
         })
     }
