@@ -10,11 +10,17 @@
 #![cfg_attr(not(test), no_main)]
 #![cfg_attr(test, allow(dead_code, reason = "the tests begin elsewhere"))]
 
+mod allow;
 mod config;
+mod doctor;
 mod generate;
+mod list;
 mod print;
 mod run;
 mod stat;
+#[cfg(test)]
+#[path = "../../tests/fixtures/tree.rs"]
+mod tree;
 
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
@@ -32,6 +38,9 @@ struct Cli {
 enum Command {
     Run(run::Args),
     Stat(stat::Args),
+    List(list::Args),
+    Doctor(doctor::Args),
+    Allow(allow::Args),
     Config(config::Args),
     #[command(hide = true)]
     Completions(generate::CompletionsArgs),
@@ -50,6 +59,9 @@ fn start(words: Vec<OsString>) -> ExitCode {
     match cli.command {
         Command::Run(args) => run::run(args),
         Command::Stat(args) => stat::run(args),
+        Command::List(args) => list::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Allow(args) => allow::run(args),
         Command::Config(args) => config::run(args),
         Command::Completions(args) => generate::completions(args),
         Command::Man(args) => generate::man(args),
