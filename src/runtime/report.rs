@@ -3,7 +3,7 @@
 use super::config::{EXIT_CONFIG, RUN_PID, StatsTarget};
 use super::{PoolError, process};
 use crate::sync::service;
-use crate::sys::{environment, stdio};
+use crate::sys::{environment, stdio, text};
 use std::sync::OnceLock;
 
 /// Where the figures go at exit.
@@ -19,6 +19,8 @@ pub(super) fn stop(error: &PoolError) -> ! {
 /// Has the figures written when the program exits.
 pub(super) fn at_exit(target: StatsTarget) {
     if TARGET.set(target).is_ok() {
+        // Many programs close standard error on their way out, before the handler runs.
+        text::keep_stderr();
         // SAFETY: the handler is a function of this library, which is not unloaded before exit.
         unsafe { libc::atexit(write) };
     }
@@ -32,7 +34,7 @@ extern "C" fn write() {
             return;
         }
         if let Err(error) = pool.stats().write_to(target) {
-            stdio::complain(&format!("daxtier: {error}\n"));
+            text::write_stderr(format!("daxtier: {error}\n").as_bytes());
         }
     });
 }

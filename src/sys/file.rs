@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// The lowest number that a descriptor of ours takes, where the limit on open files allows.
-const FIRST_OWN_DESCRIPTOR: i32 = 512;
+pub(crate) const FIRST_OWN_DESCRIPTOR: i32 = 512;
 
 /// Creates a memfd of `len_bytes` bytes (sparse), close-on-exec.
 ///

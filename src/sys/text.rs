@@ -4,12 +4,14 @@
 //! through plain system calls, so a process whose `malloc` we are can use it at any time; buffers are ordinary
 //! `Vec`s. Descriptors are close-on-exec and live only inside a call.
 
+use super::file::FIRST_OWN_DESCRIPTOR;
+use super::page::{FileId, file_id};
 use crate::error::SysError;
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 /// What reading a file found.
 #[derive(Debug, PartialEq, Eq)]
@@ -89,11 +91,32 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), ReplaceError> {
     Ok(outcome?)
 }
 
+/// Standard error as it was when [`keep_stderr`] was called, or -1. Many programs close theirs at exit, before
+/// our last word; some open a file of their own under the number.
+static KEPT: AtomicI32 = AtomicI32::new(-1);
+/// Which file that was: the program may close this descriptor too.
+static KEPT_FILE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// Keeps a descriptor of standard error for [`write_stderr`], whatever the program does to its own. Called before
+/// the program has threads.
+pub(crate) fn keep_stderr() {
+    let Some(id) = file_id(libc::STDERR_FILENO) else { return };
+    // SAFETY: fcntl with F_DUPFD_CLOEXEC takes a number and no pointer; it fails on a closed one.
+    let fd = unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, FIRST_OWN_DESCRIPTOR) };
+    // Relaxed, all three: written before there are other threads.
+    KEPT_FILE[0].store(id.dev, Ordering::Relaxed);
+    KEPT_FILE[1].store(id.ino, Ordering::Relaxed);
+    KEPT.store(fd, Ordering::Relaxed);
+}
+
 /// Writes to standard error and ignores refusals: there is nobody else to tell.
 pub(crate) fn write_stderr(bytes: &[u8]) {
-    // SAFETY: descriptor 2 is only borrowed for the call and never closed here; when it is closed the write
-    // fails.
-    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(libc::STDERR_FILENO) };
+    // Relaxed, all three: see `keep_stderr`.
+    let kept = KEPT.load(Ordering::Relaxed);
+    let id = FileId { dev: KEPT_FILE[0].load(Ordering::Relaxed), ino: KEPT_FILE[1].load(Ordering::Relaxed) };
+    let fd = if kept >= 0 && file_id(kept) == Some(id) { kept } else { libc::STDERR_FILENO };
+    // SAFETY: the descriptor is only borrowed for the write; when it is closed meanwhile the write fails.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
     let _ = write_all(&fd, bytes);
 }
 

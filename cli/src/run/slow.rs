@@ -1,0 +1,132 @@
+//! Which slow memory a program gets that names none.
+//!
+//! Devices that the administrator released and that can be used, else an emulated device. A device that nobody
+//! named or released is never touched; every choice comes with the reason that is shown to the user.
+
+use daxtier::device::{DaxInfo, DeviceSpec, RELEASED_PATH, ReleaseError, released};
+use daxtier::runtime::config::{AvailableMemory, MIN_TIER_BYTES, SLOT_BYTES, SlowSpec};
+use daxtier::units::{Bytes, ExactBytes};
+use std::fmt;
+use std::path::Path;
+
+/// An emulated device is this many times the fast tier ...
+const TIMES_FAST: u64 = 4;
+/// ... or this, if that is more, as far as there is memory for it.
+const LEAST_EMULATED_BYTES: u64 = 4 << 30;
+
+/// What was chosen.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// The devices.
+    pub(crate) slow: Vec<SlowSpec>,
+    /// What was chosen and why, a line each.
+    pub(crate) reasons: Vec<String>,
+}
+
+/// There is nothing to choose.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct NothingLeft {
+    fast_bytes: u64,
+    left_bytes: u64,
+}
+
+impl fmt::Display for NothingLeft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "no slow device is named or released, and beside fast={} only {} are left to emulate one: name a device \
+             with --slow, or ask for less with --fast",
+            ExactBytes(self.fast_bytes),
+            Bytes(self.left_bytes)
+        )
+    }
+}
+
+/// Chooses for a program with `fast_bytes` of fast memory.
+///
+/// # Errors
+/// [`NothingLeft`] when no device is released and memory is too short to emulate one.
+pub(crate) fn choose(fast_bytes: u64, memory: &AvailableMemory) -> Result<Choice, NothingLeft> {
+    choose_from(released(Path::new("/"), Path::new(RELEASED_PATH)), fast_bytes, memory)
+}
+
+fn choose_from(
+    released: Result<Vec<DaxInfo>, ReleaseError>,
+    fast_bytes: u64,
+    memory: &AvailableMemory,
+) -> Result<Choice, NothingLeft> {
+    let mut slow = Vec::new();
+    let mut reasons = Vec::new();
+    match released {
+        Ok(devices) => {
+            for device in devices {
+                let path = device.path.display();
+                if device.state.is_usable() {
+                    reasons.push(format!("using {path}, which the administrator released (daxtier allow)"));
+                    slow.push(SlowSpec::whole(DeviceSpec::Dax(device.path)));
+                } else {
+                    reasons.push(format!("{path} is released and cannot be used: {}", device.state));
+                }
+            }
+        }
+        Err(error) => reasons.push(format!("no device counts as released: {error}")),
+    }
+    if slow.is_empty() {
+        let bytes = emulated_bytes(fast_bytes, memory)?;
+        let spec = DeviceSpec::Emulated(bytes);
+        let why = if reasons.is_empty() {
+            "no device was named with --slow or released with daxtier allow"
+        } else {
+            "no other is left"
+        };
+        reasons.push(format!("using {spec}, slow memory emulated in DRAM: {why}"));
+        slow.push(SlowSpec::whole(spec));
+    }
+    Ok(Choice { slow, reasons })
+}
+
+/// Says how large an emulated device may be: it takes ordinary memory as it fills.
+fn emulated_bytes(fast_bytes: u64, memory: &AvailableMemory) -> Result<u64, NothingLeft> {
+    let wanted = fast_bytes.saturating_mul(TIMES_FAST).max(LEAST_EMULATED_BYTES);
+    let left_bytes = memory.usable_bytes().map_or(u64::MAX, |bytes| bytes.saturating_sub(fast_bytes));
+    let bytes = wanted.min(left_bytes);
+    let bytes = bytes - bytes % SLOT_BYTES;
+    if bytes < MIN_TIER_BYTES { Err(NothingLeft { fast_bytes, left_bytes }) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const G: u64 = 1 << 30;
+
+    fn with(available_bytes: u64) -> AvailableMemory {
+        AvailableMemory { available_bytes: Some(available_bytes), ..AvailableMemory::default() }
+    }
+
+    #[test]
+    fn an_emulated_device_takes_what_is_left_at_most() {
+        assert_eq!(emulated_bytes(2 * G, &with(100 * G)), Ok(8 * G));
+        assert_eq!(emulated_bytes(G / 16, &with(100 * G)), Ok(4 * G));
+        assert_eq!(emulated_bytes(8 * G, &with(10 * G + 1)), Ok(2 * G));
+        assert_eq!(emulated_bytes(2 * G, &AvailableMemory::default()), Ok(8 * G));
+        let nothing = NothingLeft { fast_bytes: 10 * G, left_bytes: 0 };
+        assert_eq!(emulated_bytes(10 * G, &with(10 * G)), Err(nothing));
+    }
+
+    #[test]
+    fn without_a_released_device_one_is_emulated_and_said_so() {
+        let choice = choose_from(Ok(Vec::new()), G, &with(100 * G)).unwrap();
+        assert_eq!(choice.slow, [SlowSpec::whole(DeviceSpec::Emulated(4 * G))]);
+        let [reason] = &choice.reasons[..] else { panic!("one reason is enough: {:?}", choice.reasons) };
+        assert!(reason.contains("emulated:4G") && reason.contains("daxtier allow"), "{reason}");
+    }
+
+    #[test]
+    fn a_damaged_list_releases_nothing() {
+        let error = ReleaseError::NotAFile { path: "/etc/daxtier/devices".into() };
+        let choice = choose_from(Err(error), G, &with(100 * G)).unwrap();
+        assert_eq!(choice.slow, [SlowSpec::whole(DeviceSpec::Emulated(4 * G))]);
+        assert!(choice.reasons[0].contains("/etc/daxtier/devices"), "{:?}", choice.reasons);
+    }
+}
