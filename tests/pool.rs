@@ -56,6 +56,19 @@ fn filling_uses_the_fast_tier_first_and_never_exceeds_a_capacity() {
 }
 
 #[test]
+fn even_the_smallest_blocks_are_aligned_as_asked() {
+    let pool = open("fast=16M");
+    for align in [1, 2, 4, 8, 16, 32, 64] {
+        let blocks: Vec<_> = (0..16usize)
+            .map(|size| pool.malloc(size, align, AllocOptions::default()).expect("there is room"))
+            .collect();
+        assert!(blocks.iter().all(|block| block.as_ptr().addr() % align == 0), "{align}: {blocks:?}");
+        free_all(&pool, blocks);
+    }
+    pool.close().expect("nothing is in use");
+}
+
+#[test]
 fn exhaustion_says_why() {
     let pool = open("fast=16M");
     let refusal = pool.malloc(64 << 20, 16, AllocOptions::default()).expect_err("64 MiB do not fit in 16");

@@ -177,6 +177,8 @@ impl Heap {
 /// `heap` is a live heap of the engine.
 #[inline(always)]
 unsafe fn try_alloc(heap: *mut mi_heap_t, len_bytes: usize, align: usize, zero: bool) -> Option<NonNull<u8>> {
+    // The engine's blocks of up to 8 bytes are aligned to 8, larger ones to 16.
+    let len_bytes = if align > 8 { len_bytes.max(16) } else { len_bytes };
     NonNull::new(if align > 16 {
         // SAFETY: the caller argued it.
         unsafe { engine::malloc_aligned(heap, len_bytes, align, zero) }
