@@ -4,6 +4,8 @@
 //! environment. [`pool`] is the front door, [`process`] serves `malloc`, [`config`] and [`stats`] are what goes in
 //! and comes out.
 
+#[cfg(feature = "allocator-api2")]
+mod collections;
 pub mod config;
 mod error;
 mod fork;
@@ -19,6 +21,8 @@ mod source;
 pub mod stats;
 mod stop;
 
+#[cfg(feature = "allocator-api2")]
+pub use collections::PoolAllocator;
 pub use error::{AllocError, CloseError, ForeignPointer, PoolError};
 pub use global_alloc::GlobalAlloc;
 pub use pool::{Advice, AllocOptions, Placement, Pool};

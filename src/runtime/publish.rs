@@ -514,7 +514,9 @@ pub enum StatsReadError {
         pid: u32,
     },
     /// The kernel does not let us look into it.
-    #[error("process {pid} may not be looked into: run as its user, or as root with the right to trace (CAP_SYS_PTRACE)")]
+    #[error(
+        "process {pid} may not be looked into: run as its user, or as root with the right to trace (CAP_SYS_PTRACE)"
+    )]
     NotPermitted {
         /// The process that was asked for.
         pid: u32,
