@@ -71,3 +71,59 @@ fn loom_offset_one_of_two_frees_wins() {
         offsets.validate().expect("consistent");
     });
 }
+
+#[test]
+fn loom_offset_a_free_page_that_moves_behind_the_search_is_found() {
+    loom::model(|| {
+        let offsets = OffsetAllocator::new(128, Order::PAGE).expect("room");
+        (0..2).for_each(|extent| offsets.add_extent_pages(extent, 1).expect("absent"));
+        offsets.reserve(0, order(0)).expect("free");
+        let offsets = Arc::new(offsets);
+        let other = {
+            let offsets = offsets.clone();
+            thread::spawn(move || {
+                offsets.free(0, order(0)).expect("allocated");
+                offsets.reserve(64, order(0)).is_ok()
+            })
+        };
+        // One of the two pages is free all along.
+        let mine = offsets.alloc(order(0), Lifetime::Short).expect("a page is free");
+        let reserved = other.join().expect("no panic");
+        assert!(!reserved || mine == 0);
+        offsets.validate().expect("consistent");
+    });
+}
+
+#[test]
+fn loom_offset_one_of_two_frees_of_a_spanning_run_wins() {
+    loom::model(|| {
+        let offsets = OffsetAllocator::new(128, Order::PAGE).expect("room");
+        (0..2).for_each(|extent| offsets.add_extent(extent).expect("absent"));
+        let run = offsets.alloc(order(7), Lifetime::Short).expect("free");
+        let offsets = Arc::new(offsets);
+        let other = {
+            let offsets = offsets.clone();
+            thread::spawn(move || offsets.free(run, order(7)))
+        };
+        let mine = offsets.free(run, order(7));
+        assert!(mine.is_ok() != other.join().expect("no panic").is_ok());
+        assert_eq!(offsets.free_pages(), 128);
+        offsets.validate().expect("consistent");
+    });
+}
+
+#[test]
+fn loom_offset_a_spanning_run_and_a_page_exclude_each_other() {
+    loom::model(|| {
+        let offsets = OffsetAllocator::new(128, Order::PAGE).expect("room");
+        (0..2).for_each(|extent| offsets.add_extent(extent).expect("absent"));
+        let offsets = Arc::new(offsets);
+        let other = {
+            let offsets = offsets.clone();
+            thread::spawn(move || offsets.reserve(70, order(0)).is_ok())
+        };
+        let mine = offsets.alloc(order(7), Lifetime::Short).is_ok();
+        assert!(mine != other.join().expect("no panic"), "one of them, never both");
+        offsets.validate().expect("consistent");
+    });
+}

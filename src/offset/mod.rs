@@ -332,9 +332,11 @@ impl OffsetAllocator {
 
     /// Lowers the bound of an extent whose lock is held.
     fn lower_bound(&self, index: usize, bound: u8) {
-        // Relaxed: written under the lock only; a search that still sees the higher bound looks in vain.
+        // Relaxed: written under the lock only, which is held.
         if self.bound(index).load(Ordering::Relaxed) > bound {
-            self.bound(index).store(bound, Ordering::Relaxed);
+            // Release: pairs with the Acquire in `search`. Whoever passes this extent over because of what we took also
+            // sees what we freed elsewhere before, by the epoch if not by that extent's bound.
+            self.bound(index).store(bound, Ordering::Release);
         }
     }
 }

@@ -40,11 +40,15 @@ impl Memory {
     /// Requests a run, writes to all of it and puts it.
     fn use_run(&self, offset: u64, order: Order) -> Result<(), Fault> {
         let generation = self.table.request(offset, order)?;
-        for page in offset..offset + order.nr_pages() {
-            // SAFETY: the folio is ours alone; loom checks exactly that.
-            self.pages[page as usize].with_mut(|p| unsafe { *p += 1 });
-        }
-        let outcome = self.table.put(offset, generation, |_| ());
+        let write = || {
+            for page in offset..offset + order.nr_pages() {
+                // SAFETY: the folio is ours alone; loom checks exactly that.
+                self.pages[page as usize].with_mut(|p| unsafe { *p += 1 });
+            }
+        };
+        write();
+        // What becomes idle is discarded before anybody can request it.
+        let outcome = self.table.put(offset, generation, |_| write());
         assert_eq!(outcome, Ok(PutOutcome::Freed { order, user: 0 }));
         Ok(())
     }
@@ -64,6 +68,16 @@ fn overlap(mine: (u64, u8), theirs: (u64, u8)) {
         assert!(others.is_ok() || others == Err(Fault::Busy));
         assert_eq!(memory.use_run(0, order(2)), Ok(()), "all is idle again");
     });
+}
+
+#[test]
+fn loom_table_a_page_is_discarded_before_it_is_requested_again() {
+    overlap((0, 0), (0, 0));
+}
+
+#[test]
+fn loom_table_a_block_is_discarded_before_it_is_requested_again() {
+    overlap((0, 1), (0, 1));
 }
 
 #[test]

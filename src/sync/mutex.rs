@@ -30,6 +30,9 @@ pub(crate) struct Mutex<T> {
     /// See the module's protocol. Written by every locker and unlocker; publishes `value`.
     state: AtomicU32,
     value: UnsafeCell<T>,
+    /// Stands for the value in models: loom reports accesses that the lock does not order.
+    #[cfg(loom)]
+    watch: loom::cell::UnsafeCell<()>,
 }
 
 // SAFETY: the lock hands the value to one thread at a time (I1), so sending the lock sends the value.
@@ -47,7 +50,8 @@ impl<T> Mutex<T> {
     /// Makes a free lock around `value`.
     #[cfg(loom)]
     pub(crate) fn new(value: T) -> Mutex<T> {
-        Mutex { state: AtomicU32::new(FREE), value: UnsafeCell::new(value) }
+        let watch = loom::cell::UnsafeCell::new(());
+        Mutex { state: AtomicU32::new(FREE), value: UnsafeCell::new(value), watch }
     }
 
     /// Waits until the lock is free and takes it.
@@ -134,6 +138,8 @@ impl<T> Deref for MutexGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
+        #[cfg(loom)]
+        self.mutex.watch.with(|_| ());
         // SAFETY: the guard exists only while its thread holds the lock (I1).
         unsafe { &*self.mutex.value.get() }
     }
@@ -141,6 +147,8 @@ impl<T> Deref for MutexGuard<'_, T> {
 
 impl<T> DerefMut for MutexGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
+        #[cfg(loom)]
+        self.mutex.watch.with_mut(|_| ());
         // SAFETY: the guard exists only while its thread holds the lock (I1), and is borrowed mutably.
         unsafe { &mut *self.mutex.value.get() }
     }

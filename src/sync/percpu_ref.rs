@@ -189,8 +189,8 @@ impl PercpuRef {
             // (which meets us through `central`) sees them. From here on the shard is frozen (I2).
             let folded = shard.swap(DEAD, Ordering::AcqRel);
             debug_assert_eq!(folded & DEAD, 0, "live counts have live shards");
-            // AcqRel: as above, along the chain of changes to `central`.
-            self.central.fetch_add(signed_count(folded), Ordering::AcqRel);
+            // Relaxed: drop_central below publishes, and BIAS keeps everybody else from acting on a sum before that.
+            self.central.fetch_add(signed_count(folded), Ordering::Relaxed);
         }
         Ok(self.drop_central(BIAS + 1))
     }
