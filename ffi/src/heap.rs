@@ -35,7 +35,7 @@ pub unsafe extern "C" fn daxtier_malloc(
         non_null(block, "block")?;
         let options = options(flags, Purpose::Block)?;
         let found = if pool == DAXTIER_DEFAULT_POOL {
-            runtime::default_malloc(size, align, flags)?
+            runtime::default_malloc(size, alignment(align), flags)?
         } else {
             let pool = POOLS.get(pool)?;
             pool.malloc(size, alignment(align), options).map_err(|error| alloc_failure(&error))?
@@ -73,7 +73,7 @@ pub unsafe extern "C" fn daxtier_realloc(
         }
         let options = options(flags, Purpose::Block)?;
         let found = match (NonNull::new(old.cast::<u8>()), pool) {
-            (None, DAXTIER_DEFAULT_POOL) => runtime::default_malloc(size, align, flags)?,
+            (None, DAXTIER_DEFAULT_POOL) => runtime::default_malloc(size, alignment(align), flags)?,
             (None, pool) => {
                 let pool = POOLS.get(pool)?;
                 pool.malloc(size, alignment(align), options).map_err(|error| alloc_failure(&error))?
@@ -86,7 +86,7 @@ pub unsafe extern "C" fn daxtier_realloc(
                     Some(pool) => unsafe { pool.realloc(old, size, alignment(align), options) }
                         .map_err(|error| alloc_failure(&error))?,
                     // SAFETY: as above.
-                    None => unsafe { runtime::foreign_realloc(old, size, align, flags) }?,
+                    None => unsafe { runtime::foreign_realloc(old, size, alignment(align), flags) }?,
                 }
             }
         };

@@ -120,10 +120,15 @@ fn exported_functions() -> Result<Vec<String>, String> {
 fn install_manual(tree: &Tree, program: &Path) -> Result<(), String> {
     let pages = tree.dir("share/man/man1")?;
     let task = Task::program(program.display().to_string()).arg("man").arg(pages.display().to_string());
-    match task.command().output() {
-        Ok(output) if output.status.success() => tree.note(&pages.join("daxtier*.1")),
-        _ => println!("  no manual pages: {} does not write any", program.display()),
+    // A failure shows in the pages that are missing.
+    let _ = task.command().output();
+    let entries = fs::read_dir(&pages).map_err(|error| format!("{}: {error}", pages.display()))?;
+    let mut written: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    written.sort();
+    if written.is_empty() {
+        println!("  no manual pages: {} wrote none", program.display());
     }
+    written.iter().for_each(|page| tree.note(page));
     Ok(())
 }
 
