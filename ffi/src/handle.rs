@@ -17,9 +17,10 @@
 //!   user is done.
 
 use crate::error::{DAXTIER_EHANDLE, DAXTIER_ELIMIT, Failure, failure};
+use parking_lot::Mutex;
 use std::cell::UnsafeCell;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
 
 const CHUNKS: usize = 256;
 const SLOTS_PER_CHUNK: usize = 256;
@@ -87,7 +88,7 @@ impl<T> Table<T> {
     /// # Errors
     /// `DAXTIER_ELIMIT`, with the object dropped, when every slot is open.
     pub(crate) fn insert(&self, value: T) -> Result<u64, Failure> {
-        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changes = self.changes.lock();
         for index in 0..CHUNKS * SLOTS_PER_CHUNK {
             let slot = self.slot_made(index);
             if slot.open.load(Ordering::Relaxed) == CLOSED {
@@ -102,7 +103,7 @@ impl<T> Table<T> {
     /// # Errors
     /// `DAXTIER_ELIMIT` when the slot is open.
     pub(crate) fn insert_at(&self, index: u16, value: T) -> Result<u64, Failure> {
-        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changes = self.changes.lock();
         let slot = self.slot_made(index.into());
         if slot.open.load(Ordering::Relaxed) != CLOSED {
             return Err(failure!(DAXTIER_ELIMIT, "{} {index} is open already", self.name));
@@ -139,7 +140,7 @@ impl<T> Table<T> {
         let (slot, value) = self.take(handle)?;
         // No lock is held here: `close` may run callbacks, and those may open and close.
         let outcome = close(value);
-        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changes = self.changes.lock();
         match outcome {
             Ok(()) => {
                 slot.open.store(CLOSED, Ordering::Relaxed);
@@ -161,7 +162,7 @@ impl<T> Table<T> {
 
     /// Takes the object out of an open slot, which nobody else gets meanwhile.
     fn take(&self, handle: u64) -> Result<(&Slot<T>, T), Failure> {
-        let _changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changes = self.changes.lock();
         let slot =
             self.slot(handle).filter(|slot| is_handle(handle) && slot.open.load(Ordering::Relaxed) == handle);
         let slot = slot.ok_or_else(|| self.not_open(handle))?;
