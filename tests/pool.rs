@@ -46,8 +46,8 @@ fn filling_uses_the_fast_tier_first_and_never_exceeds_a_capacity() {
     assert!(stats.failures >= 1);
     for (at, block) in blocks.iter().enumerate() {
         // SAFETY: the blocks are live and were written over their whole length.
-        let ends = unsafe { (block.read(), block.add(MIB as usize - 1).read()) };
-        assert_eq!(ends, (at as u8, at as u8), "block {at} was overwritten");
+        let bytes = unsafe { std::slice::from_raw_parts(block.as_ptr(), MIB as usize) };
+        assert!(bytes.iter().all(|&byte| byte == at as u8), "block {at} was overwritten");
     }
     free_all(&pool, blocks);
     let stats = pool.stats();
@@ -157,8 +157,10 @@ fn foreign_pointers_are_refused() {
     assert!(pool.usable_size(foreign).is_err());
     assert!(pool.where_is(foreign.as_ptr()).is_none());
     let run = pool.malloc(4 << 20, 1 << 20, AllocOptions::default()).expect("there is room");
+    // SAFETY: the run is 4 MiB long.
+    let inside = unsafe { run.add(1 << 20) };
     // SAFETY: an address inside a run is refused, which is what is tested.
-    unsafe { pool.free(run.add(1 << 20)) }.expect_err("it is inside a block");
+    unsafe { pool.free(inside) }.expect_err("it is inside a block");
     // SAFETY: the run is live and unused from here on.
     unsafe { pool.free(run) }.expect("it is ours");
     // SAFETY: a run that was freed is refused, which is what is tested.
@@ -258,16 +260,20 @@ fn many_pools_one_after_another_leave_nothing_behind() {
     assert!(after.0 < before.0 + 300 && after.1 < before.1 + 100, "{before:?} became {after:?}");
 }
 
+/// The words at the starts of a block's pages.
+fn page_starts(block: NonNull<u8>, len_bytes: usize) -> impl Iterator<Item = &'static mut u64> {
+    // SAFETY: callers pass a live block of this length, and use it in one place at a time.
+    let words = unsafe { std::slice::from_raw_parts_mut(block.cast::<u64>().as_ptr(), len_bytes / 8) };
+    words.iter_mut().step_by(512)
+}
+
 #[test]
 fn forked_children_are_isolated_in_both_directions() {
+    const LEN: usize = 40 << 20;
     let pool = open("fast=16M slow=emulated:128M policy=bind=slow");
-    let block = pool.malloc(40 << 20, 16, AllocOptions::default()).expect("there is room");
+    let block = pool.malloc(LEN, 16, AllocOptions::default()).expect("there is room");
     let small = pool.malloc(1000, 16, AllocOptions::default()).expect("there is room");
-    let words = |at: NonNull<u8>| at.cast::<u64>();
-    for at in (0..40usize << 20).step_by(4096) {
-        // SAFETY: the offset lies in the block.
-        unsafe { words(block.add(at)).write(at as u64) };
-    }
+    page_starts(block, LEN).zip(0..).for_each(|(word, at)| *word = at);
     // SAFETY: the block is live and 1000 bytes long.
     unsafe { small.write_bytes(7, 1000) };
     let mut pipe = [0; 2];
@@ -279,22 +285,14 @@ fn forked_children_are_isolated_in_both_directions() {
         let mut go = [0u8; 1];
         // SAFETY: the buffer is one byte long.
         let _ = unsafe { libc::read(pipe[0], go.as_mut_ptr().cast(), 1) };
-        let seen = (0..40usize << 20).step_by(4096).all(|at| {
-            // SAFETY: the offset lies in the block.
-            let word = unsafe { words(block.add(at)) };
-            // SAFETY: as above.
-            let same = unsafe { word.read() } == at as u64;
-            // SAFETY: as above.
-            unsafe { word.write(1) };
-            same
-        });
+        let seen = page_starts(block, LEN).zip(0..).all(|(word, at)| std::mem::replace(word, 1) == at);
         // The child's pool works: it frees what it inherited and allocates anew.
         // SAFETY: the block is live in the child too.
         let freed = unsafe { pool.free(block) }.is_ok();
-        let fresh = pool.malloc(30 << 20, 16, AllocOptions { zero: true, ..AllocOptions::default() });
+        let fresh = pool.malloc(110 << 20, 16, AllocOptions { zero: true, ..AllocOptions::default() });
         let zero = fresh.is_ok_and(|fresh| {
             // SAFETY: the block was just made.
-            let bytes = unsafe { std::slice::from_raw_parts_mut(fresh.as_ptr(), 30 << 20) };
+            let bytes = unsafe { std::slice::from_raw_parts_mut(fresh.as_ptr(), 110 << 20) };
             let zero = bytes.iter().all(|&byte| byte == 0);
             bytes.fill(9);
             zero && pool.where_is(fresh.as_ptr()).is_some_and(|place| place.tier_name == "slow")
@@ -314,20 +312,14 @@ fn forked_children_are_isolated_in_both_directions() {
     }
     assert!(child > 0);
     // What the parent writes after the fork is not seen by the child.
-    for at in (0..40usize << 20).step_by(4096) {
-        // SAFETY: the offset lies in the block.
-        unsafe { words(block.add(at)).write(!(at as u64)) };
-    }
+    page_starts(block, LEN).zip(0u64..).for_each(|(word, at)| *word = !at);
     // SAFETY: the buffer is one byte long.
     assert_eq!(unsafe { libc::write(pipe[1], b"x".as_ptr().cast(), 1) }, 1);
     let mut status = 0;
     // SAFETY: waits for the child made above.
     assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
     assert_eq!((libc::WIFEXITED(status), libc::WEXITSTATUS(status)), (true, 0), "status {status:#x}");
-    for at in (0..40usize << 20).step_by(4096) {
-        // SAFETY: the offset lies in the block.
-        assert_eq!(unsafe { words(block.add(at)).read() }, !(at as u64), "the child's write is seen");
-    }
+    assert!(page_starts(block, LEN).zip(0u64..).all(|(word, at)| *word == !at), "the child's write is seen");
     // SAFETY: the block is live and 1000 bytes long.
     assert!(unsafe { std::slice::from_raw_parts(small.as_ptr(), 1000) }.iter().all(|&byte| byte == 7));
     free_all(&pool, vec![block, small]);

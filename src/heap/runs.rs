@@ -69,7 +69,7 @@ impl Runs {
             // The length is taken under the slot's lock, so of two threads that free one run, one fails.
             let nr_slots = {
                 let mut state = self.space.slot(first).lock();
-                if addr % SLOT_BYTES != 0 || state.run_slots == 0 || !self.owns(first) {
+                if !addr.is_multiple_of(SLOT_BYTES) || state.run_slots == 0 || !self.owns(first) {
                     return Err(NotARun);
                 }
                 std::mem::take(&mut state.run_slots) as usize
@@ -85,7 +85,7 @@ impl Runs {
     /// # Errors
     /// [`NotARun`] when no live run starts there.
     pub(crate) fn len_bytes(space: &Space, addr: usize) -> Result<usize, NotARun> {
-        let first = space.slot_index(addr).filter(|_| addr % SLOT_BYTES == 0).ok_or(NotARun)?;
+        let first = space.slot_index(addr).filter(|_| addr.is_multiple_of(SLOT_BYTES)).ok_or(NotARun)?;
         match space.slot(first).lock().run_slots as usize {
             0 => Err(NotARun),
             nr_slots => Ok(nr_slots * SLOT_BYTES),

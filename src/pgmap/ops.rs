@@ -315,7 +315,7 @@ impl Body {
 /// # Safety
 /// The run is mapped writable at `addr`, and the caller has it to itself.
 pub(crate) unsafe fn zero(addr: NonNull<u8>, order: Order) {
-    debug_assert!(addr.as_ptr().addr() % PAGE_SIZE == 0);
+    debug_assert!(addr.as_ptr().addr().is_multiple_of(PAGE_SIZE));
     // SAFETY: the caller's duty.
     unsafe { std::ptr::write_bytes(addr.as_ptr(), 0, order.len_bytes() as usize) };
 }

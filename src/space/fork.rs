@@ -128,8 +128,10 @@ fn for_each_shared(space: &Space, mut visit: impl FnMut(usize, u32)) {
 fn copy_slices(from: NonNull<u8>, to: NonNull<u8>, committed: u32) {
     for slice in (0..SLICES_PER_SLOT).filter(|slice| committed & (1 << slice) != 0) {
         let offset = slice * SLICE_BYTES;
-        // SAFETY: the offset lies inside both 2 MiB ranges.
-        let (from, to) = unsafe { (from.add(offset), to.add(offset)) };
+        // SAFETY: the offset lies inside the 2 MiB range.
+        let from = unsafe { from.add(offset) };
+        // SAFETY: as above.
+        let to = unsafe { to.add(offset) };
         // SAFETY: both ranges are mapped and do not overlap; writers are stopped.
         unsafe { from.copy_to_nonoverlapping(to, SLICE_BYTES) };
     }

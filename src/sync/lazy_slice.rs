@@ -104,8 +104,10 @@ mod real {
         /// The element was populated.
         pub(crate) unsafe fn get(&self, index: usize) -> &T {
             debug_assert!(index < self.len);
+            // SAFETY: the caller says that the element was populated.
+            let element = unsafe { self.element_ptr(index) };
             // SAFETY: populated memory is mapped until drop (I1), and zero or a value written through `&T`.
-            unsafe { self.element_ptr(index).as_ref() }
+            unsafe { element.as_ref() }
         }
 
         /// Returns the address of the element at `index`, for users with a lock of their own around it.
@@ -123,7 +125,7 @@ mod real {
             assert!(range.end <= self.len, "the range lies in the slice");
             let start = range.start * size_of::<T>();
             let end = (range.end * size_of::<T>()).next_multiple_of(PAGE_SIZE);
-            debug_assert!(start % PAGE_SIZE == 0);
+            debug_assert!(start.is_multiple_of(PAGE_SIZE));
             if range.is_empty() {
                 return None;
             }

@@ -2,12 +2,17 @@
 
 /// Returns `errno` of the calling thread.
 pub(crate) fn get() -> i32 {
-    // SAFETY: the pointer to the calling thread's errno is always valid.
-    unsafe { *libc::__errno_location() }
+    // SAFETY: the pointer leads to the calling thread's errno, valid as long as the thread.
+    unsafe { *location() }
 }
 
 /// Sets `errno` of the calling thread.
 pub(crate) fn set(errno: i32) {
     // SAFETY: as in `get`.
-    unsafe { *libc::__errno_location() = errno };
+    unsafe { *location() = errno };
+}
+
+fn location() -> *mut i32 {
+    // SAFETY: the function takes nothing and cannot fail.
+    unsafe { libc::__errno_location() }
 }

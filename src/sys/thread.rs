@@ -126,8 +126,10 @@ impl BorrowedSignal {
 
     /// Sends the signal to a thread of this process; returns whether the thread was there.
     pub(crate) fn send(&self, tid: pid_t) -> bool {
+        // SAFETY: takes no argument.
+        let own = unsafe { libc::getpid() };
         // SAFETY: takes no pointer.
-        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, self.number) == 0 }
+        unsafe { libc::syscall(libc::SYS_tgkill, own, tid, self.number) == 0 }
     }
 }
 
