@@ -421,7 +421,7 @@ const char *daxtier_version(void);
  * Returns the version of the library that is running as 0x00MMmmpp. It may be newer than DAXTIER_VERSION_NUMBER,
  * which is the version that the program was compiled with.
  *
- * Threads: any number at once. Blocks: no. After fork: works. Signal handlers: allowed.
+ * Threads: any number at once. Blocks: no. After fork: works. Signal handlers: allowed. Lifetime: a plain number.
  */
 uint32_t daxtier_version_number(void);
 

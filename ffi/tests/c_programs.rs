@@ -97,7 +97,7 @@ fn a_cmake_project_finds_both_libraries() {
 #[ignore = "long: runs with --all"]
 fn tests_are_clean_under_address_sanitizer() {
     let compiler = first_compiler();
-    // own_mimalloc.c and preloaded.c meddle with malloc, which is the sanitizer's own there.
+    // Under the preload library malloc is not the sanitizer's.
     for source in sources("ffi/tests/c").iter().filter(|source| !is_preloaded(source)) {
         let program = compile(compiler, source, Linkage::Shared, &["-fsanitize=address,undefined"]);
         run(Command::new(program).env("ASAN_OPTIONS", "detect_leaks=1:abort_on_error=0"));
@@ -111,10 +111,16 @@ fn tests_are_clean_under_valgrind() {
         println!("skipped: valgrind is not installed");
         return;
     }
+    let suppressions = format!("--suppressions={}", root().join("ffi/tests/c/valgrind.supp").display());
     for source in sources("ffi/tests/c").iter().filter(|source| !is_preloaded(source)) {
         let program = compile(first_compiler(), source, Linkage::Shared, &[]);
         let mut valgrind = Command::new("valgrind");
-        valgrind.args(["--quiet", "--error-exitcode=9", "--leak-check=full", "--errors-for-leak-kinds=definite"]);
-        run(valgrind.arg(program));
+        valgrind.args([
+            "--quiet",
+            "--error-exitcode=9",
+            "--leak-check=full",
+            "--errors-for-leak-kinds=definite",
+        ]);
+        run(valgrind.arg(&suppressions).arg(program));
     }
 }

@@ -114,7 +114,8 @@ pub(crate) fn compile(compiler: Compiler, source: &Path, linkage: Linkage, extra
             // pkg-config orders libraries by name alone; the archive is given by its path.
             let flags = pkg_config(&["--cflags", "--libs", "--static"]);
             let archive = installed().join("lib/libdaxtier.a").display().to_string();
-            command.args(flags.into_iter().map(|flag| if flag == "-ldaxtier" { archive.clone() } else { flag }));
+            command
+                .args(flags.into_iter().map(|flag| if flag == "-ldaxtier" { archive.clone() } else { flag }));
         }
     }
     run(&mut command);
