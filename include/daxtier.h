@@ -421,7 +421,7 @@ const char *daxtier_version(void);
  * Returns the version of the library that is running as 0x00MMmmpp. It may be newer than DAXTIER_VERSION_NUMBER,
  * which is the version that the program was compiled with.
  *
- * Threads: any number at once. Blocks: no. After fork: works. Signal handlers: allowed.
+ * Threads: any number at once. Blocks: no. After fork: works. Signal handlers: allowed. Lifetime: a plain number.
  */
 uint32_t daxtier_version_number(void);
 
@@ -451,7 +451,7 @@ const char *daxtier_last_error(void);
  *
  * config is a configuration in the grammar that the environment, files and the daxtier program share: settings as
  * "KEY=VALUE", separated by blanks or new lines, such as "fast=64M slow=emulated:2G policy=fill". See
- * docs/CONFIGURATION.md. An empty string means all defaults. Environment variables are not read.
+ * the README. "fast=80%" says no more than the defaults do. Environment variables are not read.
  *
  * Threads: any number at once. Blocks: on the kernel and the devices.
  * After fork: the child has a copy of its own, under the same number, as far as its devices allow.

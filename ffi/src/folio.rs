@@ -13,6 +13,7 @@ use daxtier_core::pgmap::Pgmap;
 use daxtier_core::runtime::Pool;
 use daxtier_core::tier::Tier;
 use std::ffi::{c_int, c_void};
+use std::mem::ManuallyDrop;
 use std::ptr;
 
 /// A folio: 2^order pages in a row, naturally aligned, with a reference count. The number names this folio and no
@@ -217,14 +218,14 @@ pub unsafe extern "C" fn daxtier_folio_info(folio: DaxtierFolio, info: *mut Daxt
     guard(|| {
         // SAFETY: the C contract: NULL or a structure that begins with its size.
         let size = unsafe { sized::check_out(info) }?;
-        let found = raw(folio)?.info().map_err(|error| folio_failure(&error))?;
+        let raw = raw(folio)?;
+        let found = raw.info().map_err(|error| folio_failure(&error))?;
         let mut value = DaxtierFolioInfo::of(&found, folio, tier_of(found.pgmap));
-        if value.address.is_null() {
-            value.address = pgmap::with_any(value.pgmap, |pgmap| {
-                let address = pgmap.address_of(found.offset).map_err(|error| folio_failure(&error))?;
-                Ok(address.as_ptr().cast())
-            })?;
-        }
+        // SAFETY: the C contract: the caller has a reference, which keeps the folio; it is only borrowed here.
+        let borrowed = ManuallyDrop::new(unsafe { Folio::from_raw(raw) });
+        // This maps the folio where it was not mapped yet, and notes that its bytes are in use.
+        let address = borrowed.address().map_err(|error| folio_failure(&error))?;
+        value.address = address.as_ptr().cast();
         // SAFETY: `size` bytes are there, as the structure says itself.
         unsafe { sized::write(info, size, &value) };
         Ok(())

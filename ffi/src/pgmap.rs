@@ -15,6 +15,7 @@ use daxtier_core::device;
 use daxtier_core::folio::{FolioFree, FreedFolio};
 use daxtier_core::pgmap::{DrainError, OffsetTracking, Pgmap, PgmapError, PgmapOptions, PgmapState};
 use daxtier_core::runtime::config::SlowSpec;
+use daxtier_core::runtime::register_fork_handlers;
 use daxtier_core::units::PAGE_SIZE;
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::Arc;
@@ -171,6 +172,7 @@ pub unsafe extern "C" fn daxtier_pgmap_open(
         options.limit_pages = smaller(options.limit_pages, spec.size.map(|bytes| bytes / PAGE_SIZE as u64));
         let device = device::open(&spec.device, spec.size, spec.range)
             .map_err(|error| Failure::errno(error.errno(), format_args!("{error}")))?;
+        register_fork_handlers();
         let opened = Pgmap::bind(device, options).map_err(|error| pgmap_failure(&error))?;
         let handle = PGMAPS.insert_at(opened.id(), opened)?;
         // SAFETY: the C contract: room for one handle; checked not to be NULL.

@@ -18,6 +18,10 @@ use std::ptr::{self, NonNull};
 /// This library's side of the link between copies.
 struct Library;
 
+/// The table that this library gives to others. It is not the exported one, because that name means the first of the
+/// process, which is the preload library's where there is one.
+static TABLE: RuntimeV1 = RuntimeV1::of::<Library>(c"library", DAXTIER_VERSION_NUMBER);
+
 /// Reserved: the table through which the preload library, the C library and Rust programs that hold their own copy of
 /// daxtier find each other. Its layout is not a part of this interface.
 #[unsafe(no_mangle)]
@@ -26,7 +30,7 @@ pub static daxtier_runtime_v1: RuntimeV1 = RuntimeV1::of::<Library>(c"library", 
 
 impl Runtime for Library {
     fn table() -> &'static RuntimeV1 {
-        &daxtier_runtime_v1
+        &TABLE
     }
 
     fn owns(ptr: *const u8) -> bool {
@@ -75,7 +79,7 @@ impl Runtime for Library {
 
 /// Makes this library known to the others, once.
 pub(crate) fn join() {
-    link::join(&daxtier_runtime_v1);
+    link::join(&TABLE);
 }
 
 /// Returns the pool of this copy that the byte at `ptr` lies in.
@@ -89,7 +93,7 @@ pub(crate) fn pool_of(ptr: NonNull<u8>) -> Option<&'static Pool> {
 
 /// Returns the table of the copy whose pool is the default.
 fn default_runtime() -> Result<&'static RuntimeV1, Failure> {
-    link::primary().filter(|primary| !ptr::eq(*primary, &raw const daxtier_runtime_v1)).ok_or_else(|| {
+    link::primary().filter(|primary| !primary.is_of_this_copy()).ok_or_else(|| {
         failure!(
             DAXTIER_ENODEV,
             "there is no default pool: the program does not run under libdaxtier_preload.so; open one"
@@ -98,7 +102,7 @@ fn default_runtime() -> Result<&'static RuntimeV1, Failure> {
 }
 
 fn other_owner(ptr: NonNull<u8>) -> Result<&'static RuntimeV1, Failure> {
-    link::owner_of(Some(&daxtier_runtime_v1), ptr.as_ptr()).ok_or_else(|| foreign(ptr.as_ptr()))
+    link::owner_of(ptr.as_ptr()).ok_or_else(|| foreign(ptr.as_ptr()))
 }
 
 /// Allocates from the default pool.
@@ -125,7 +129,7 @@ pub(crate) fn default_tier_stats(tier: u32) -> Result<Option<LinkTierStats>, Fai
 
 /// Says where a byte lies that no pool of this copy holds.
 pub(crate) fn where_is(address: *const u8) -> Option<LinkPlacement> {
-    let runtime = link::owner_of(Some(&daxtier_runtime_v1), address)?;
+    let runtime = link::owner_of(address)?;
     let mut out = MaybeUninit::<LinkPlacement>::zeroed();
     // SAFETY: `out` has room for the answer.
     let code = unsafe { (runtime.where_is)(address.cast(), out.as_mut_ptr()) };

@@ -39,7 +39,7 @@ pub extern "C" fn daxtier_version() -> *const c_char {
 /// Returns the version of the library that is running as 0x00MMmmpp. It may be newer than DAXTIER_VERSION_NUMBER,
 /// which is the version that the program was compiled with.
 ///
-/// Threads: any number at once. Blocks: no. After fork: works. Signal handlers: allowed.
+/// Threads: any number at once. Blocks: no. After fork: works. Signal handlers: allowed. Lifetime: a plain number.
 #[unsafe(no_mangle)]
 pub extern "C" fn daxtier_version_number() -> u32 {
     DAXTIER_VERSION_NUMBER

@@ -50,7 +50,7 @@ pub(super) fn is_copying() -> bool {
 
 /// Has the handlers run around every fork from now on. Called when a pool is opened; handlers that a program
 /// registers later run outside of ours, so their locks are not in our way.
-pub(super) fn register() {
+pub fn register() {
     REGISTERED.call_once(|| {
         // SAFETY: the handlers are functions of this library, which is never unloaded while a pool exists.
         unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };

@@ -156,12 +156,20 @@ pub struct RuntimeV1 {
     pub owner_of: unsafe extern "C" fn(ptr: *const c_void) -> *const RuntimeV1,
     /// Name of what this copy is part of: `preload`, `library` or `crate`; NUL-terminated, static.
     pub name: *const c_char,
+    /// The address of something that each copy has once: two tables with the same one are of the same copy. The
+    /// table's own address does not tell, since an exported symbol means the first of its name.
+    pub copy: *const c_void,
 }
 
-// SAFETY: a table is immutable, and its one pointer leads to a static string.
+// SAFETY: a table is immutable; one pointer leads to a static string, the other is only compared.
 unsafe impl Sync for RuntimeV1 {}
 
 impl RuntimeV1 {
+    /// Returns whether the table is of the copy that asks.
+    pub fn is_of_this_copy(&self) -> bool {
+        ptr::addr_eq(self.copy, &raw const PEERS)
+    }
+
     /// Builds the table of the copy that `R` implements.
     pub const fn of<R: Runtime>(name: &'static std::ffi::CStr, version: u32) -> RuntimeV1 {
         RuntimeV1 {
@@ -179,6 +187,7 @@ impl RuntimeV1 {
             attach,
             owner_of: owner_of_here::<R>,
             name: name.as_ptr(),
+            copy: (&raw const PEERS).cast(),
         }
     }
 }
@@ -206,7 +215,7 @@ pub fn join(own: &'static RuntimeV1) {
     static JOINED: OnceLock<()> = OnceLock::new();
     JOINED.get_or_init(|| {
         let Some(primary) = primary() else { return };
-        if ptr::eq(primary, own) {
+        if primary.is_of_this_copy() {
             return;
         }
         dl::keep_loaded(ptr::from_ref(own).cast());
@@ -216,17 +225,13 @@ pub fn join(own: &'static RuntimeV1) {
     });
 }
 
-/// Returns the table of the other copy that owns `ptr`, if any: the primary knows them all. `own` is the table of
-/// this copy, where it has one.
-pub fn owner_of(own: Option<&'static RuntimeV1>, ptr: *const u8) -> Option<&'static RuntimeV1> {
+/// Returns the table of the other copy that owns `ptr`, if any: the primary knows them all.
+pub fn owner_of(ptr: *const u8) -> Option<&'static RuntimeV1> {
     let primary = primary()?;
     // SAFETY: the function takes any pointer.
     let owner = unsafe { (primary.owner_of)(ptr.cast()) };
-    if own.is_some_and(|own| ptr::eq(own, owner)) {
-        return None;
-    }
     // SAFETY: what the primary names is its own table or an attached one, and those stay (I1).
-    unsafe { owner.as_ref() }
+    unsafe { owner.as_ref() }.filter(|owner| !owner.is_of_this_copy())
 }
 
 /// Returns the table of the copy that attached to this one and owns `ptr`, if any. For the primary, on the path of
@@ -481,7 +486,7 @@ mod tests {
     #[test]
     fn a_process_without_an_exported_table_has_no_primary() {
         assert!(primary().is_none());
-        assert!(owner_of(None, BYTES.as_ptr()).is_none());
+        assert!(owner_of(BYTES.as_ptr()).is_none());
     }
 
     #[test]

@@ -24,6 +24,8 @@ mod stop;
 #[cfg(feature = "allocator-api2")]
 pub use collections::PoolAllocator;
 pub use error::{AllocError, CloseError, ForeignPointer, PoolError};
+#[doc(hidden)]
+pub use fork::register as register_fork_handlers;
 pub use global_alloc::GlobalAlloc;
 pub use pool::{Advice, AllocOptions, Placement, Pool};
 pub use publish::{StatsReadError, stats_of_process};

@@ -1,4 +1,5 @@
 /* fork: the child has blocks of its own, and the parent's device stays the parent's. */
+#define _POSIX_C_SOURCE 200809L
 #include "check.h"
 
 #include <sys/wait.h>

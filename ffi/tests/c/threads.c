@@ -1,4 +1,5 @@
 /* Several threads: shared references, blocks that another thread frees, races for one offset, failures apart. */
+#define _POSIX_C_SOURCE 200809L
 #include "check.h"
 
 #include <pthread.h>
