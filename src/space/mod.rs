@@ -296,17 +296,4 @@ fn slice_mask(slot_addr: usize, addr: usize, len_bytes: usize) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_mask_covers_every_slice_that_a_range_touches() {
-        let slot = 64 * SLOT_BYTES;
-        assert_eq!(slice_mask(slot, slot, SLOT_BYTES), u32::MAX);
-        assert_eq!(slice_mask(slot, slot - SLOT_BYTES, 3 * SLOT_BYTES), u32::MAX);
-        assert_eq!(slice_mask(slot, slot, SLICE_BYTES), 1);
-        assert_eq!(slice_mask(slot, slot + SLICE_BYTES, 1), 2);
-        assert_eq!(slice_mask(slot, slot + 31 * SLICE_BYTES, SLOT_BYTES), 1 << 31);
-        assert_eq!(slice_mask(slot, slot - SLICE_BYTES, 2 * SLICE_BYTES), 1);
-    }
-}
+mod tests;
