@@ -70,6 +70,21 @@ fn devices_that_are_none_are_refused() {
 }
 
 #[test]
+fn a_program_that_never_allocates_is_stopped_too() {
+    let compiler = ["cc", "gcc"].into_iter().find_map(program).expect("a build needs a C compiler");
+    let scratch = Scratch::new();
+    let source = scratch.write("main.c", "int main(void) { return 0; }\n");
+    let binary = scratch.path("main");
+    let compiled =
+        Command::new(compiler).arg(&source).arg("-o").arg(&binary).output().expect("the compiler starts");
+    assert!(compiled.status.success(), "{}", describe(&compiled));
+    let mut command = clean(Command::new(&binary));
+    let output =
+        command.env("LD_PRELOAD", preload()).env("DAXTIER_FAST", "lots").output().expect("it starts");
+    assert_eq!(output.status.code(), Some(BAD_CONFIGURATION), "{}", describe(&output));
+}
+
+#[test]
 fn passthrough_runs_the_program_and_says_so_in_one_line() {
     let output = preloaded(&[("DAXTIER_FAST", "lots"), ("DAXTIER_ON_ERROR", "passthrough")]);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "reached\n", "{}", describe(&output));

@@ -102,10 +102,19 @@ pub(crate) struct Ran {
 impl Run {
     /// Starts `daxtier run --fast FAST --slow SLOW --stats=FILE --` for the program named next.
     pub(crate) fn new(fast: &str, slow: &str) -> Run {
+        Run::with(&[], fast, slow)
+    }
+
+    /// As [`Run::new`], with more options.
+    pub(crate) fn with(options: &[&str], fast: &str, slow: &str) -> Run {
         let scratch = Scratch::new();
         let mut command = clean(Command::new(daxtier()));
         let stats = format!("--stats={}", scratch.path("stats.json").display());
-        command.args(["run", "--fast", fast, "--slow", slow, &stats, "--"]).stdin(Stdio::null());
+        command
+            .args(["run", "--fast", fast, "--slow", slow, &stats])
+            .args(options)
+            .arg("--")
+            .stdin(Stdio::null());
         Run { command, scratch }
     }
 
