@@ -60,6 +60,21 @@ fn examples_run_as_they_are() {
 }
 
 #[test]
+fn programs_of_the_readme_run_as_they_are() {
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("the repository has a README");
+    let programs: Vec<&str> =
+        readme.split("```c\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(!programs.is_empty(), "the README shows no C program");
+    for (at, program) in programs.into_iter().enumerate() {
+        let source = installed().join(format!("readme{at}.c"));
+        std::fs::write(&source, program).expect("the target folder can be written to");
+        for compiler in compilers() {
+            run(&mut Command::new(compile(compiler, &source, Linkage::Shared, &[])));
+        }
+    }
+}
+
+#[test]
 fn a_cmake_project_finds_both_libraries() {
     if !is_installed("cmake") {
         println!("skipped: cmake is not installed");

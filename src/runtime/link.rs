@@ -461,8 +461,10 @@ mod tests {
         assert!(ptr::eq(owner, &raw const TABLE));
         // SAFETY: as above.
         assert!(unsafe { (EMPTY_TABLE.owner_of)((&raw const FREED).cast()) }.is_null());
+        // SAFETY: the owner is a static table.
+        let owner = unsafe { &*owner };
         // SAFETY: `Fake` only counts.
-        assert_eq!(unsafe { ((*owner).free)(inside.cast_mut().cast()) }, 0);
+        assert_eq!(unsafe { (owner.free)(inside.cast_mut().cast()) }, 0);
         assert_eq!(FREED.load(Ordering::Relaxed), 1);
     }
 

@@ -1,7 +1,7 @@
 //! The repository's own commands: `cargo xtask demo`, `cargo xtask test` and what they are made of.
 //!
-//! Each command is a module with a `run` function that takes the arguments behind its name. The crate depends on
-//! the standard library alone, so that it builds in seconds on a machine that has nothing yet.
+//! Each command is a module with a `run` function that takes the arguments behind its name. Beside the standard library
+//! the crate depends on cbindgen alone, so that it builds in seconds on a machine that has nothing yet.
 
 mod bench;
 mod demo;

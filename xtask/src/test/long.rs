@@ -19,7 +19,9 @@ pub(super) fn run(tally: &mut Tally) -> Result<(), String> {
     } else {
         println!("skipped: the sanitizer and fuzz steps are set up for {HOST} only");
     }
-    Ok(())
+    tally.step("C tests under address sanitizer and valgrind", |tally| {
+        tally.tests(cargo("test --locked --package daxtier-ffi --test c_programs -- --ignored"))
+    })
 }
 
 /// The models of the concurrent structures; they live beside them in test modules named `loom`.
