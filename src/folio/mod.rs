@@ -8,9 +8,11 @@
 //! Progress: as `pgmap` says. get and every put but the last are lock-free.
 
 mod raw;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod stress;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
 
 pub use crate::pgmap::{FolioError, FolioFree, FolioInfo, FreedFolio};

@@ -157,11 +157,11 @@ fn kill_and_resurrect_lose_no_reference_under_load() {
                 let mut kept = None;
                 while !stop.load(Ordering::Relaxed) {
                     match pgmap.alloc_folio(order((next(&mut random) % 10) as u8), Lifetime::Short) {
-                        Ok(folio) if next(&mut random) % 4 == 0 => kept = Some(folio),
+                        Ok(folio) if next(&mut random) & 3 == 0 => kept = Some(folio),
                         Ok(folio) => drop(folio),
                         Err(error) => assert!(matches!(error, FolioError::Dying { .. }), "{error}"),
                     }
-                    if next(&mut random) % 2 == 0 {
+                    if next(&mut random) & 1 == 0 {
                         kept = None;
                     }
                 }

@@ -147,7 +147,8 @@ fn free_runs(allocated: u64, order: usize) -> u64 {
     free & ALIGNED[order]
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
     use proptest::prelude::*;

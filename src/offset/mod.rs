@@ -26,7 +26,8 @@ mod extent;
 #[cfg(all(test, loom))]
 mod loom_offset;
 mod search;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
 
 pub use error::{Inconsistency, OffsetError};

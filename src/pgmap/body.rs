@@ -6,6 +6,7 @@ use super::stats::Counters;
 use super::table::FolioTable;
 use super::{FolioFree, OffsetTracking, PgmapError, PgmapOptions};
 use crate::device::{Device, DeviceKind};
+use crate::error::SysError;
 use crate::offset::{EXTENT_PAGES, OffsetAllocator, OffsetError};
 use crate::sync::{LazySlice, Mutex};
 use crate::units::{MAX_ORDER, Order, PAGE_SHIFT, PAGE_SIZE};
@@ -73,7 +74,8 @@ impl Body {
             OffsetTracking::Provided => {
                 Some(OffsetAllocator::new(nr_pages, min_order).map_err(|error| match error {
                     OffsetError::Sys(error) => PgmapError::Sys(error),
-                    _ => unreachable!("only the kernel refuses a new allocator"),
+                    // Only the kernel refuses a new allocator.
+                    _ => PgmapError::Sys(SysError { call: "mmap", errno: libc::ENOMEM }),
                 })?)
             }
             OffsetTracking::Own => None,

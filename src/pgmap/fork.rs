@@ -15,7 +15,6 @@ use crate::device::AfterFork;
 use std::sync::atomic::Ordering;
 
 /// Takes the locks of all pgmaps. Called by the thread that forks, with no lock of ours held.
-#[allow(dead_code, reason = "called by the runtime's fork handlers")]
 pub(crate) fn before_fork() {
     lock_registry_for_fork();
     for core in Core::all() {
@@ -27,13 +26,11 @@ pub(crate) fn before_fork() {
 }
 
 /// Gives the locks back, in the parent.
-#[allow(dead_code, reason = "called by the runtime's fork handlers")]
 pub(crate) fn after_fork_in_parent() {
     unlock_all(|_| ());
 }
 
 /// Gives the locks back and brings every pgmap to the state that the child must see. The child has one thread.
-#[allow(dead_code, reason = "called by the runtime's fork handlers")]
 pub(crate) fn after_fork_in_child() {
     unlock_all(Core::adapt_in_child);
 }

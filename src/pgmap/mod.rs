@@ -15,7 +15,8 @@ mod direct;
 mod error;
 mod extents;
 pub(crate) mod fork;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod fork_tests;
 mod life;
 #[cfg(all(test, loom))]
@@ -23,9 +24,11 @@ mod loom_table;
 pub(crate) mod ops;
 mod stats;
 pub(crate) mod table;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 pub(crate) mod testing;
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests;
 pub(crate) mod word;
 

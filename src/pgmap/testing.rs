@@ -77,7 +77,7 @@ impl Device for TestDevice {
     }
 
     fn claim(&self, range: Range<u64>) -> Result<Claim, DeviceError> {
-        assert!(range.start % self.align_bytes == 0 && range.end % self.align_bytes == 0);
+        assert!([range.start, range.end].iter().all(|at| at.is_multiple_of(self.align_bytes)));
         assert!(range.end <= self.len_bytes && !range.is_empty());
         if self.held.lock().unwrap().iter().any(|held| overlaps(held, &range)) {
             return Err(DeviceError::Claimed {
@@ -100,7 +100,7 @@ impl Device for TestDevice {
     }
 
     unsafe fn map_at(&self, addr: NonNull<u8>, offset: u64, len_bytes: usize) -> Result<(), DeviceError> {
-        assert!(addr.as_ptr().addr() as u64 % self.align_bytes == 0 && offset % self.align_bytes == 0);
+        assert!([addr.as_ptr().addr() as u64, offset].iter().all(|at| at.is_multiple_of(self.align_bytes)));
         self.maps.fetch_add(1, Ordering::Relaxed);
         let wrap = |source: SysError| DeviceError::Sys { device: "test".into(), source };
         if self.kind == DeviceKind::Dram {

@@ -180,7 +180,9 @@ mod model {
         /// As in the real slice.
         pub(crate) unsafe fn get(&self, index: usize) -> &T {
             // SAFETY: as in the real slice.
-            unsafe { self.element_ptr(index).as_ref() }
+            let element = unsafe { self.element_ptr(index) };
+            // SAFETY: as in the real slice.
+            unsafe { element.as_ref() }
         }
 
         /// # Safety
@@ -191,7 +193,8 @@ mod model {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicU64, Ordering};

@@ -23,7 +23,8 @@ const FREE: u32 = 0;
 const HELD: u32 = 1;
 const CONTENDED: u32 = 2;
 /// How often a thread looks again before it sleeps.
-const SPINS: u32 = if cfg!(loom) { 0 } else { 64 };
+#[cfg(not(loom))]
+const SPINS: u32 = 64;
 
 /// A value behind a futex lock.
 pub(crate) struct Mutex<T> {
@@ -71,6 +72,7 @@ impl<T> Mutex<T> {
 
     #[cold]
     fn lock_contended(&self) {
+        #[cfg(not(loom))]
         for _ in 0..SPINS {
             // Relaxed: only a hint whether to try; the CAS orders.
             if self.state.load(Ordering::Relaxed) == FREE
@@ -196,7 +198,8 @@ impl<T> std::fmt::Debug for Mutex<T> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 
@@ -234,11 +237,9 @@ mod tests {
         std::thread::scope(|scope| {
             let guard = mutex.lock();
             let sleeper = scope.spawn(|| {
-                // SAFETY: errno is this thread's own.
-                unsafe { *libc::__errno_location() = 123 };
+                crate::sys::errno::set(123);
                 drop(mutex.lock());
-                // SAFETY: as above.
-                unsafe { *libc::__errno_location() }
+                crate::sys::errno::get()
             });
             std::thread::sleep(std::time::Duration::from_millis(30));
             drop(guard);

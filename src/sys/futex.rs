@@ -3,6 +3,7 @@
 //! Thin wrappers over FUTEX_WAIT and FUTEX_WAKE, private to the process. Both keep `errno` as it was, because
 //! they run inside `malloc` and `free`.
 
+use super::errno;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
@@ -38,11 +39,7 @@ pub(crate) fn wake(word: &AtomicU32, count: i32) {
 }
 
 fn preserving_errno(call: impl FnOnce()) {
-    // SAFETY: __errno_location always returns this thread's own errno.
-    let errno = unsafe { libc::__errno_location() };
-    // SAFETY: the pointer is this thread's errno, valid for its life.
-    let saved = unsafe { errno.read() };
+    let saved = errno::get();
     call();
-    // SAFETY: as above.
-    unsafe { errno.write(saved) };
+    errno::set(saved);
 }
