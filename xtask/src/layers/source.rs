@@ -27,7 +27,9 @@ impl Source {
         if modules.last().is_some_and(|last| last == "mod" || last == "lib") {
             modules.pop();
         }
-        let is_test_file = modules.last().is_some_and(|last| last == "tests" || last.ends_with("_tests"));
+        let is_test_file = modules
+            .last()
+            .is_some_and(|last| matches!(last.as_str(), "tests" | "testing") || last.ends_with("_tests"));
         let text = if is_test_file { String::new() } else { without_tests(&without_comments(text)) };
         Source { modules, text }
     }
