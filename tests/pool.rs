@@ -56,6 +56,29 @@ fn filling_uses_the_fast_tier_first_and_never_exceeds_a_capacity() {
 }
 
 #[test]
+fn a_closed_pool_leaves_nothing_behind_in_its_thread() {
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").expect("procfs is mounted");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the kernel counts it");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number of KiB")
+    };
+    let cycle = || {
+        let pool = open("fast=64M");
+        let blocks: Vec<_> = (0..100)
+            .map(|_| pool.malloc(10_000, 16, AllocOptions::default()).expect("there is room"))
+            .collect();
+        free_all(&pool, blocks);
+        pool.close().expect("nothing is in use");
+    };
+    (0..5).for_each(|_| cycle());
+    let before = resident();
+    (0..50).for_each(|_| cycle());
+    let grown = resident().saturating_sub(before);
+    // What other tests of this program do meanwhile is in it too; a slot for each cycle would be 100 MiB.
+    assert!(grown < 50 << 10, "50 pools left {grown} KiB behind");
+}
+
+#[test]
 fn even_the_smallest_blocks_are_aligned_as_asked() {
     let pool = open("fast=16M");
     for align in [1, 2, 4, 8, 16, 32, 64] {

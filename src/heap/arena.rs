@@ -125,6 +125,7 @@ impl Arena {
         if let Some(heap) = NonNull::new(self.heap.swap(ptr::null_mut(), Ordering::Relaxed)) {
             // SAFETY: the caller argued it.
             unsafe { engine::destroy_heap(heap) };
+            engine::let_go_of_last_heap();
         }
         // Only one thread at a time makes the engine give memory back, so it may take more than one call.
         let (addr, len_bytes) = self.range();

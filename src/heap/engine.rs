@@ -113,6 +113,15 @@ pub(super) unsafe fn destroy_heap(heap: NonNull<mi_heap_t>) {
     unsafe { mi::mi_heap_destroy(heap.as_ptr()) };
 }
 
+/// Makes this thread let go of the heap that it allocated from last. The engine keeps a slice of a destroyed heap's
+/// arena until every thread whose last heap it was has turned to another one.
+pub(super) fn let_go_of_last_heap() {
+    // SAFETY: the private heap lives as long as the process.
+    let block = unsafe { malloc(private_heap(), 1) };
+    // SAFETY: the block was just made (or is NULL, which is allowed), and nobody else knows it.
+    unsafe { free(block) };
+}
+
 /// Makes the engine give free memory back.
 pub(super) fn collect() {
     // SAFETY: takes no pointer; callable from any thread.
