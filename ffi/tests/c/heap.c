@@ -48,6 +48,13 @@ static void arguments_are_checked(daxtier_pool pool)
     CHECK_OK(daxtier_free(DAXTIER_DEFAULT_POOL, NULL));
     CHECK_OK(daxtier_free(pool, mine));
 
+    /* A block of its own slots is known to be gone, and by its first byte alone. */
+    CHECK_OK(daxtier_malloc(pool, 40u << 20, 2u << 20, 0, &mine));
+    CHECK_CODE(daxtier_free(pool, (char *)mine + 4096), DAXTIER_EFOREIGN);
+    CHECK_OK(daxtier_free(pool, mine));
+    CHECK_CODE(daxtier_free(pool, mine), DAXTIER_EFOREIGN);
+    CHECK_CODE(daxtier_usable_size(pool, mine, &size), DAXTIER_EFOREIGN);
+
     block = malloc(32);
     CHECK_CODE(daxtier_free(pool, block), DAXTIER_EFOREIGN);
     CHECK_CODE(daxtier_usable_size(DAXTIER_DEFAULT_POOL, block, &size), DAXTIER_EFOREIGN);
