@@ -348,3 +348,46 @@ fn forked_children_are_isolated_in_both_directions() {
     free_all(&pool, vec![block, small]);
     pool.close().expect("nothing is in use");
 }
+
+#[test]
+fn small_blocks_reach_nearly_all_of_a_slow_tier_that_is_large_beside_the_fast_one() {
+    for policy in ["fill", "bind=slow", "interleave=1:1"] {
+        let pool = open(&format!("fast=16M slow=emulated:4G policy={policy}"));
+        let mut blocks = Vec::new();
+        while let Ok(block) = pool.malloc(900 << 10, 16, AllocOptions::default()) {
+            blocks.push(block);
+        }
+        let bytes = blocks.len() as u64 * (900 << 10);
+        assert!(
+            bytes > 3500 << 20,
+            "{policy}: only {} MiB of 4 GiB could be used: {:?}",
+            bytes >> 20,
+            pool.stats()
+        );
+        free_all(&pool, blocks);
+        pool.close().expect("nothing is in use");
+    }
+}
+
+#[test]
+fn capacities_of_every_size_serve_their_first_block() {
+    for slow in ["64M", "100G", "200G", "1T", "8T"] {
+        let pool = open(&format!("fast=16M slow=emulated:{slow}"));
+        let block =
+            pool.malloc(5, 1, AllocOptions::default()).unwrap_or_else(|error| panic!("{slow}: {error}"));
+        free_all(&pool, vec![block]);
+        pool.close().expect("nothing is in use");
+    }
+}
+
+#[test]
+fn blocks_that_do_not_fit_use_up_no_addresses() {
+    // What is free is one slot, too little for the description of an arena; each attempt took 1 GiB of addresses.
+    let tight = open("fast=4M");
+    for _ in 0..9000 {
+        assert!(tight.malloc(100, 16, AllocOptions::default()).is_err());
+    }
+    let pool = open("fast=32M");
+    let block = pool.malloc(100, 16, AllocOptions::default()).expect("there is room and there are addresses");
+    free_all(&pool, vec![block]);
+}

@@ -4,6 +4,8 @@
 //! [`Arena::detach`] frees the blocks and gives every slot back but the few that hold the engine's description of
 //! the arena. These stay committed in private memory, charged to whichever pool owns the arena.
 //!
+//! The description is about 2.2 MiB for each GiB of the arena.
+//!
 //! # Invariants
 //! - A1: `owner` is set from before the engine takes the arena until [`Arena::detach`] has collected it; only
 //!   then may a pool that the owner refers to go away.
@@ -33,7 +35,7 @@ unsafe impl Send for Arena {}
 // SAFETY: as for Send.
 unsafe impl Sync for Arena {}
 
-/// Arenas whose pool was closed.
+/// Arenas whose pool was closed, and ranges that the engine did not take.
 static IDLE: Mutex<Vec<&'static Arena>> = Mutex::new(Vec::new());
 
 impl Arena {
@@ -53,20 +55,25 @@ impl Arena {
             idle.iter().position(|arena| arena.nr_chunks == nr_chunks).map(|at| idle.swap_remove(at))
         };
         let arena = match idle {
-            Some(arena) => arena.revive(&*description)?,
-            None => Arena::make(space, nr_chunks, description)?,
+            Some(arena) => arena,
+            None => Arena::reserve(space, nr_chunks)?,
         };
+        let is_ready =
+            if arena.id().is_null() { arena.make(description) } else { arena.revive(&*description) };
+        if !is_ready {
+            // Its addresses are not lost: the next one who asks tries again.
+            arena.set_owner(None);
+            arena.retire();
+            return None;
+        }
         arena.set_owner(Some(blocks));
         Some(arena)
     }
 
-    fn make(
-        space: &'static Space,
-        nr_chunks: usize,
-        description: Arc<dyn SlotSource + Send>,
-    ) -> Option<&'static Arena> {
+    /// Takes addresses for an arena that the engine does not know yet.
+    fn reserve(space: &'static Space, nr_chunks: usize) -> Option<&'static Arena> {
         let chunks = space.take_heap_chunks(nr_chunks)?;
-        let arena: &'static Arena = Box::leak(Box::new(Arena {
+        Some(Box::leak(Box::new(Arena {
             space,
             chunks,
             nr_chunks,
@@ -74,47 +81,56 @@ impl Arena {
             id: AtomicPtr::new(ptr::null_mut()),
             heap: AtomicPtr::new(ptr::null_mut()),
             owner: RwLock::new(None),
-        }));
-        let arg = ptr::from_ref(arena).cast_mut().cast();
-        // One unit less than the chunks hold, so that the start can move inside the first slot.
-        let len_bytes = nr_chunks * CHUNK_BYTES - ENGINE_UNIT;
-        // Without an owner the commit of the description is refused, and what was asked for tells its length. Then
-        // the arena is made so that its description ends where a slot ends, and no block shares a slot with it.
-        // SAFETY: the chunks were just taken for good, and the record is leaked.
-        let refused = unsafe { engine::new_heap_in_arena(chunks, len_bytes, commit, arg) };
-        debug_assert!(refused.is_none());
-        let described = arena.description_bytes.load(Ordering::Relaxed);
-        let lead = described.next_multiple_of(SLOT_BYTES) - described;
-        arena.description_bytes.store(lead + described, Ordering::Relaxed);
-        arena.set_owner(Some(description));
-        let start = space.slot_address(space.slot_index(chunks.as_ptr().addr())?);
-        // SAFETY: the lead is below a slot, which the chunks hold.
-        let start = unsafe { start.add(lead) };
-        // SAFETY: as for the first call; that one left nothing behind.
-        let made = unsafe { engine::new_heap_in_arena(start, len_bytes, commit, arg) };
-        let Some((id, heap)) = made else {
-            // The address range is lost, but nothing is committed in it.
-            arena.set_owner(None);
-            return None;
-        };
-        arena.id.store(id, Ordering::Relaxed);
-        arena.heap.store(heap.as_ptr(), Ordering::Relaxed);
-        Some(arena)
+        })))
     }
 
-    /// Charges the description's slots to a new owner and makes a fresh heap; the arena goes back to the idle ones
-    /// when either is refused.
-    fn revive(&'static self, description: &dyn SlotSource) -> Option<&'static Arena> {
+    /// Makes the engine take the arena and gives it a heap. Returns `false`, with nothing left behind, when the
+    /// engine has no room in its table or `description` none for what it writes about the arena.
+    fn make(&'static self, description: Arc<dyn SlotSource + Send>) -> bool {
+        let arg = ptr::from_ref(self).cast_mut().cast();
+        // One unit less than the chunks hold, so that the start can move inside the first slot.
+        let len_bytes = self.nr_chunks * CHUNK_BYTES - ENGINE_UNIT;
+        // Without an owner the commit of the description is refused, and what was asked for tells its length. Then
+        // the arena is made so that its description ends where a slot ends, and no block shares a slot with it.
+        // SAFETY: the chunks are this record's for good, the engine does not know them, and the record is leaked.
+        let refused = unsafe { engine::manage(self.chunks, len_bytes, commit, arg) };
+        debug_assert!(refused.is_none());
+        let described = self.description_bytes.load(Ordering::Relaxed);
+        let lead = described.next_multiple_of(SLOT_BYTES) - described;
+        self.description_bytes.store(lead + described, Ordering::Relaxed);
+        self.set_owner(Some(description));
+        // SAFETY: the lead is below a slot, which the chunks hold.
+        let start = unsafe { self.chunks.add(lead) };
+        // SAFETY: as for the first call; that one left nothing behind.
+        let made = unsafe { engine::manage(start, len_bytes, commit, arg) };
         let (addr, len_bytes) = self.range();
-        if self.space.charge_orphans(addr, len_bytes, description) {
-            if let Some(heap) = engine::new_heap(self.id()) {
-                self.heap.store(heap.as_ptr(), Ordering::Relaxed);
-                return Some(self);
-            }
+        let Some(id) = made else {
+            self.space.decommit(addr, len_bytes);
+            return false;
+        };
+        self.id.store(id, Ordering::Relaxed);
+        self.give_heap()
+    }
+
+    /// Charges the description's slots to a new owner and makes a fresh heap. Returns `false`, with nothing
+    /// changed, when either is refused.
+    fn revive(&self, description: &dyn SlotSource) -> bool {
+        let (addr, len_bytes) = self.range();
+        self.space.charge_orphans(addr, len_bytes, description) && self.give_heap()
+    }
+
+    fn give_heap(&self) -> bool {
+        let Some(heap) = engine::new_heap(self.id()) else {
+            let (addr, len_bytes) = self.range();
             self.space.orphan(addr, len_bytes);
-        }
+            return false;
+        };
+        self.heap.store(heap.as_ptr(), Ordering::Relaxed);
+        true
+    }
+
+    fn retire(&'static self) {
         IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(self);
-        None
     }
 
     /// Frees all blocks and gives every slot back to its tier.
@@ -133,9 +149,10 @@ impl Arena {
         for _ in 0..MOST_COLLECTIONS {
             engine::collect();
             if self.space.is_blank(blocks, addr + len_bytes - blocks) {
-                self.space.orphan(addr, len_bytes);
-                self.set_owner(None);
-                IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(self);
+                if self.space.orphan(addr, len_bytes) {
+                    self.set_owner(None);
+                    self.retire();
+                }
                 return;
             }
             std::thread::yield_now();
@@ -146,6 +163,11 @@ impl Arena {
     /// Returns the heap that allocates from the arena.
     pub(super) fn heap(&self) -> *mut mi_heap_t {
         self.heap.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many chunks the arena spans.
+    pub(super) fn nr_chunks(&self) -> usize {
+        self.nr_chunks
     }
 
     fn id(&self) -> mi_arena_id_t {
@@ -200,6 +222,9 @@ unsafe extern "C" fn commit(
 const ENGINE_UNIT: usize = 32 << 20;
 /// How often a closing pool asks the engine to give memory back.
 const MOST_COLLECTIONS: usize = 1000;
+
+/// The most chunks of an arena: the engine refuses one whose description is longer than 32 MiB.
+pub(super) const MOST_CHUNKS: usize = 12;
 
 /// The largest block that a fresh arena of one chunk surely holds.
 pub(super) const LARGEST_BLOCK: usize = CHUNK_BYTES / 2;

@@ -65,17 +65,17 @@ unsafe extern "C" {
     fn mi_heap_main() -> *mut mi_heap_t;
 }
 
-/// Gives `[start, start + size)` to the engine as an arena for one heap, and makes that heap. Memory reads as zero
-/// when it is committed for the first time.
+/// Gives `[start, start + size)` to the engine as an arena for one heap. Memory reads as zero when it is committed
+/// for the first time. Returns `None`, with nothing but commits left behind, when the engine refuses.
 ///
 /// # Safety
 /// The range is the caller's, aligned to a slot, and lives for ever; so does `arg`.
-pub(super) unsafe fn new_heap_in_arena(
+pub(super) unsafe fn manage(
     start: NonNull<u8>,
     size: usize,
     commit: CommitFun,
     arg: *mut c_void,
-) -> Option<(mi_arena_id_t, NonNull<mi_heap_t>)> {
+) -> Option<mi_arena_id_t> {
     let mut arena: mi_arena_id_t = std::ptr::null_mut();
     // SAFETY: the caller hands the range over; the callback follows the engine's contract.
     let managed = unsafe {
@@ -92,10 +92,7 @@ pub(super) unsafe fn new_heap_in_arena(
             &raw mut arena,
         )
     };
-    if !managed {
-        return None;
-    }
-    Some((arena, new_heap(arena)?))
+    managed.then_some(arena)
 }
 
 /// Makes a heap in an arena that the engine manages already.

@@ -12,7 +12,7 @@ mod runs;
 
 pub(crate) use runs::Runs;
 
-use crate::space::{self, SlotSource, Space};
+use crate::space::{SlotSource, Space};
 use crate::sync::service;
 use arena::Arena;
 use engine::mi_heap_t;
@@ -24,7 +24,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// The largest alignment that the engine serves inside an arena.
 pub(crate) const LARGEST_ARENA_ALIGN: usize = 64 << 10;
 
-const MAX_ARENAS: usize = 64;
+/// With arenas that grow to [`arena::MOST_CHUNKS`], 1.5 TiB of addresses.
+const MAX_ARENAS: usize = 128;
 
 /// Blocks from arenas that one source backs.
 pub(crate) struct Heap {
@@ -35,30 +36,24 @@ pub(crate) struct Heap {
     nr_arenas: AtomicUsize,
     /// Held while an arena is added.
     growth: Mutex<()>,
-    chunks_per_arena: usize,
     description: Arc<dyn SlotSource + Send>,
     blocks: Arc<dyn SlotSource + Send>,
 }
 
 impl Heap {
     /// Makes a heap without an arena. `description` backs what the engine writes about its arenas, `blocks` the
-    /// blocks. `capacity_bytes` says how much the blocks can come to; arenas are sized for it.
+    /// blocks.
     pub(crate) fn new(
         space: &'static Space,
-        capacity_bytes: u64,
         description: Arc<dyn SlotSource + Send>,
         blocks: Arc<dyn SlotSource + Send>,
     ) -> Heap {
-        let chunks = capacity_bytes / space::CHUNK_BYTES as u64;
-        // 1 GiB to 16 GiB (the engine's largest), so that 64 arenas reach beyond any capacity below 1 TiB.
-        let chunks_per_arena = (chunks / 16).next_power_of_two().clamp(1, 16) as usize;
         Heap {
             space,
             current: AtomicPtr::new(ptr::null_mut()),
             arenas: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_ARENAS],
             nr_arenas: AtomicUsize::new(0),
             growth: Mutex::new(()),
-            chunks_per_arena,
             description,
             blocks,
         }
@@ -131,9 +126,11 @@ impl Heap {
             if nr_arenas == MAX_ARENAS {
                 return None;
             }
+            // As much again as there is, so that a small program gets a small arena and a large one few of them.
+            let chunks = (0..nr_arenas).map(|at| self.arena(at).nr_chunks()).sum::<usize>();
             let arena = Arena::attach(
                 self.space,
-                self.chunks_per_arena,
+                chunks.clamp(1, arena::MOST_CHUNKS),
                 Arc::clone(&self.description),
                 Arc::clone(&self.blocks),
             )?;

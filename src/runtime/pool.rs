@@ -122,9 +122,11 @@ impl Pool {
         let space = space::space().map_err(PoolError::Space)?;
         let fast_bytes = resolve_fast(config.fast)?;
         let fast = bind(Arc::new(Dram::new(fast_bytes, None)?), None)?;
-        let mut tiers = vec![Tier::new(TierName::Fast.as_str(), vec![fast], watermark(fast_bytes))];
-        if !config.slow.is_empty() {
-            let slow = config.slow.iter().map(open_slow).collect::<Result<Vec<_>, PoolError>>()?;
+        let slow = config.slow.iter().map(open_slow).collect::<Result<Vec<_>, PoolError>>()?;
+        let slow_bytes = slow.iter().map(|pgmap| pgmap.stats().capacity_bytes).sum();
+        let mut tiers =
+            vec![Tier::new(TierName::Fast.as_str(), vec![fast], watermark(fast_bytes, slow_bytes))];
+        if !slow.is_empty() {
             tiers.push(Tier::new(TierName::Slow.as_str(), slow, 0));
         }
         let nr_tiers = tiers.len();
@@ -136,12 +138,11 @@ impl Pool {
         if nr_tiers > 1 {
             sources.push(source(Policy::Bind(TierName::Slow)));
         }
-        let capacity_bytes = tiers.as_slice().iter().map(Tier::capacity_bytes).sum();
-        let description = Arc::clone(&sources[1]);
-        let heaps = sources
-            .iter()
-            .map(|source| Heap::new(space, capacity_bytes, description.clone(), source.clone()))
-            .collect();
+        // What the heap writes about its arenas belongs into DRAM, but a full fast tier must not make room in the
+        // slow one useless.
+        let description = source(Policy::Preferred(TierName::Fast));
+        let heaps =
+            sources.iter().map(|source| Heap::new(space, description.clone(), source.clone())).collect();
         fork::register();
         let inner = Inner { policy: config.policy, space, tiers, sources, heaps, runs: Runs::new(space) };
         Ok(Pool { inner: Arc::new(inner) })
@@ -202,14 +203,28 @@ impl Pool {
         if !align.is_power_of_two() || align as u64 > Order::GIANT.len_bytes() {
             return Err(AllocError::Alignment { align });
         }
-        if size > isize::MAX as usize {
-            return Err(self.exhausted(size as u64, align as u64, options.tier, None));
-        }
         let at = self.source_index(options.tier)?;
-        if align <= heap::LARGEST_ARENA_ALIGN
+        if size <= isize::MAX as usize
+            && align <= heap::LARGEST_ARENA_ALIGN
             && let Some(block) = self.inner.heaps[at].alloc(size, align, options.zero)
         {
             return Ok(block);
+        }
+        self.malloc_beyond_heap(size, align, options)
+    }
+
+    /// Serves what the heap has just refused, or can't hold: see [`malloc`](Pool::malloc).
+    pub(super) fn malloc_beyond_heap(
+        &self,
+        size: usize,
+        align: usize,
+        options: AllocOptions,
+    ) -> Result<NonNull<u8>, AllocError> {
+        if !align.is_power_of_two() || align as u64 > Order::GIANT.len_bytes() {
+            return Err(AllocError::Alignment { align });
+        }
+        if size > isize::MAX as usize {
+            return Err(self.exhausted(size as u64, align as u64, options.tier, None));
         }
         self.malloc_run(size, align, options)
     }
@@ -488,7 +503,22 @@ fn bind(device: Arc<dyn Device>, limit_bytes: Option<u64>) -> Result<Pgmap, Pool
     Ok(Pgmap::bind(device, options)?)
 }
 
-/// What filling leaves free of the fast tier: 2 %, in whole slots, for metadata that grows with the slow tier.
-fn watermark(fast_bytes: u64) -> u64 {
-    (fast_bytes / 50).next_multiple_of(SLOT_BYTES as u64)
+/// What filling leaves free of the fast tier, in whole slots, for metadata that grows with the slow tier: 2 %, or 0.25 %
+/// of the slow tier where that is more, though never more than a quarter.
+fn watermark(fast_bytes: u64, slow_bytes: u64) -> u64 {
+    (fast_bytes / 50).max(slow_bytes / 400).min(fast_bytes / 4).next_multiple_of(SLOT_BYTES as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_watermark_grows_with_the_slow_tier_up_to_a_quarter() {
+        let mib = |bytes: u64| bytes >> 20;
+        assert_eq!(mib(watermark(16 << 20, 0)), 2);
+        assert_eq!(mib(watermark(10 << 30, 0)), 206);
+        assert_eq!(mib(watermark(64 << 20, 2 << 30)), 6);
+        assert_eq!(mib(watermark(64 << 20, 1 << 40)), 16);
+    }
 }

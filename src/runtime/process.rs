@@ -54,20 +54,22 @@ pub fn alloc(size: usize, align: usize, zero: bool) -> *mut u8 {
         if let Some(block) = unsafe { &*heap }.alloc(size, align, zero) {
             return block.as_ptr();
         }
+        return alloc_slow(size, align, zero, true);
     }
-    alloc_slow(size, align, zero)
+    alloc_slow(size, align, zero, false)
 }
 
+/// Serves what the fast path did not; `heap_is_full` when the heap was asked and refused.
 #[cold]
 #[inline(never)]
-fn alloc_slow(size: usize, align: usize, zero: bool) -> *mut u8 {
+fn alloc_slow(size: usize, align: usize, zero: bool, heap_is_full: bool) -> *mut u8 {
     if STATE.load(Ordering::Acquire) == UNSET {
         open();
     }
+    let options = AllocOptions { zero, ..AllocOptions::default() };
     let block = match POOL.get() {
-        Some(pool) if !service::is_set() => {
-            pool.malloc(size, align, AllocOptions { zero, ..AllocOptions::default() }).ok()
-        }
+        Some(pool) if heap_is_full => pool.malloc_beyond_heap(size, align, options).ok(),
+        Some(pool) if !service::is_set() => pool.malloc(size, align, options).ok(),
         _ => heap::alloc_private(size, align, zero),
     };
     block.map_or(ptr::null_mut(), NonNull::as_ptr)

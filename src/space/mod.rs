@@ -21,7 +21,7 @@ mod fork;
 mod slot;
 
 pub(crate) use fork::{ForkError, Snapshot};
-pub(crate) use slot::{Mapping, Slot, SlotState};
+pub(crate) use slot::{Slot, SlotState};
 
 use crate::error::SysError;
 use crate::folio::{Folio, RawFolio};
@@ -202,18 +202,26 @@ impl Space {
         self.slots_of(addr, len_bytes).all(|index| self.slot(index).lock().folio.is_none())
     }
 
-    /// Takes the folios of the committed slots in a range away and gives them back to their tier, but leaves the
-    /// slots' private memory in place: they are *orphans*, committed and charged to nobody. Slots without a
+    /// Takes the folios of the committed slots in a range away and gives them back to their tier, but leaves what the
+    /// slots hold in place, in private memory: they are *orphans*, committed and charged to nobody. Slots without a
     /// committed slice become blank. For the description of an arena between two owners.
-    pub(crate) fn orphan(&self, addr: usize, len_bytes: usize) {
+    ///
+    /// Returns `false` when the kernel had no private memory for a slot that was mapped from a device; that slot
+    /// keeps its folio.
+    pub(crate) fn orphan(&self, addr: usize, len_bytes: usize) -> bool {
+        let mut all = true;
         for index in self.slots_of(addr, len_bytes) {
             let mut state = self.slot(index).lock();
             self.blank_if_idle(index, &mut state);
-            debug_assert!(state.folio.is_none() || state.mapping == Mapping::Private);
-            if let Some(raw) = state.folio.take() {
-                let _ = raw.put();
-            }
+            let Some(raw) = state.folio else { continue };
+            let Some(mapping) = slot::make_private(raw, state.mapping, self.slot_address(index)) else {
+                all = false;
+                continue;
+            };
+            state.mapping = mapping;
+            state.folio = None;
         }
+        all
     }
 
     /// Charges the orphans in a range to folios of `source`. Returns `false`, with all of them orphans still, when

@@ -5,7 +5,7 @@ use crate::folio::{Folio, RawFolio};
 use crate::pgmap::Pgmap;
 use crate::space::SLOT_BYTES;
 use crate::sync::{Mutex, MutexGuard, Zeroed};
-use crate::sys::mm;
+use crate::sys::mm::{self, Reservation};
 use crate::units::PAGE_SHIFT;
 use std::ptr::NonNull;
 
@@ -60,7 +60,7 @@ pub(super) fn map(folio: &Folio, addr: NonNull<u8>) -> Option<Mapping> {
         DeviceKind::Dram | DeviceKind::Node => Mapping::Private,
         DeviceKind::Emulated => Mapping::Shared,
         DeviceKind::Dax => {
-            // An emulated device drops what a freed folio held (`give_back`); this one can't.
+            // An emulated device drops what a freed folio held (`blank`); this one can't.
             // SAFETY: the slot was just mapped and nobody has its addresses yet.
             unsafe { addr.write_bytes(0, SLOT_BYTES) };
             Mapping::Shared
@@ -69,27 +69,56 @@ pub(super) fn map(folio: &Folio, addr: NonNull<u8>) -> Option<Mapping> {
 }
 
 /// Puts the reserved hole back at a slot's address and gives its folio back to its tier. Returns `false` when the
-/// kernel refuses the mapping; then the slot is as before.
+/// kernel refuses the mapping; then the slot is as before, though its bytes may be gone.
 pub(super) fn blank(raw: RawFolio, mapping: Mapping, addr: NonNull<u8>) -> bool {
-    // SAFETY: nothing is committed in the slot and its lock is held, so nobody uses its addresses.
+    if mapping == Mapping::Shared && !discard(raw) {
+        // The next user of the folio expects zeroes.
+        // SAFETY: the slot is mapped, nothing is committed in it and its lock is held, so nobody uses its bytes.
+        unsafe { addr.write_bytes(0, SLOT_BYTES) };
+    }
+    // SAFETY: as above.
     if unsafe { mm::map_reserved(addr, SLOT_BYTES) }.is_err() {
         return false;
     }
-    give_back(raw, mapping);
+    put(raw);
     true
 }
 
-/// Gives an unmapped folio back; the device drops its memory first where it can, so that the next user reads
-/// zeroes.
-fn give_back(raw: RawFolio, mapping: Mapping) {
-    if mapping == Mapping::Shared
-        && let Ok(info) = raw.info()
-        && let Some(pgmap) = Pgmap::from_id(info.pgmap)
-    {
-        let start = info.offset << PAGE_SHIFT;
-        pgmap.device().discard(start..start + SLOT_BYTES as u64);
+/// Turns a slot into one whose private memory is charged to nobody: what is mapped from a device is copied. Gives
+/// the folio back. Returns the new mapping, or `None` when the kernel refuses; then the slot is as before.
+pub(super) fn make_private(raw: RawFolio, mapping: Mapping, addr: NonNull<u8>) -> Option<Mapping> {
+    if mapping != Mapping::Shared {
+        put(raw);
+        return Some(mapping);
     }
-    // A folio of the parent is refused in a forked child; then there is nothing to give back here.
+    let copy = Reservation::new(SLOT_BYTES, SLOT_BYTES).ok()?;
+    // SAFETY: the reservation was just made and nothing is in it.
+    unsafe { mm::map_anonymous(copy.base(), SLOT_BYTES) }.ok()?;
+    // SAFETY: both ranges are mapped and do not overlap; the slot's lock is held and its owner at rest.
+    unsafe { addr.copy_to_nonoverlapping(copy.base(), SLOT_BYTES) };
+    // SAFETY: both ranges are ours, and the bytes at `addr` were just copied.
+    unsafe { mm::move_mapping(copy.base(), SLOT_BYTES, addr) }.ok()?;
+    // Its addresses are free now, and may be somebody else's by the next instruction.
+    std::mem::forget(copy);
+    if !discard(raw) {
+        // The folio holds bytes that nobody can reach to clear them, so it is never handed out again.
+        return Some(Mapping::Private);
+    }
+    put(raw);
+    Some(Mapping::Private)
+}
+
+/// Makes the device drop what a folio holds; returns whether it reads as zero now.
+fn discard(raw: RawFolio) -> bool {
+    let Ok(info) = raw.info() else { return true };
+    let Some(pgmap) = Pgmap::from_id(info.pgmap) else { return true };
+    let start = info.offset << PAGE_SHIFT;
+    // A dax device drops nothing: its folios are cleared when they are mapped.
+    pgmap.device().kind() == DeviceKind::Dax || pgmap.device().discard(start..start + SLOT_BYTES as u64)
+}
+
+/// Gives a folio back. One of the parent is refused in a forked child; then there is nothing to give back here.
+fn put(raw: RawFolio) {
     let _ = raw.put();
 }
 

@@ -178,3 +178,19 @@ fn threads_commit_and_decommit_one_slot_without_losing_it() {
     });
     assert_eq!(source.used_slots(), 0);
 }
+
+#[test]
+fn an_orphan_that_was_mapped_from_a_device_keeps_its_bytes_and_leaves_the_device_empty() {
+    let (source, chunk) = (OneDevice::emulated(1), Chunk::take());
+    chunk.commit(0..32, &source).unwrap();
+    chunk.fill(0..32, 6);
+    let (addr, len) = (chunk.at(0), CHUNK_BYTES);
+    assert!(service::run(|| chunk.space.orphan(addr, len)));
+    assert_eq!(source.used_slots(), 0);
+    assert!(chunk.holds(0..32, 6));
+    let other = Chunk::take();
+    assert_eq!(other.commit(0..32, &source), Some(true));
+    assert!(other.holds(0..32, 0), "the device still held what the orphan was copied from");
+    other.fill(0..32, 1);
+    assert!(chunk.holds(0..32, 6), "the orphan still shared the device's memory");
+}
