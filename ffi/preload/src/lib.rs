@@ -93,7 +93,7 @@ pub unsafe extern "C" fn realloc(block: *mut c_void, size: size_t) -> *mut c_voi
 /// `out` points to a pointer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn posix_memalign(out: *mut *mut c_void, align: size_t, size: size_t) -> c_int {
-    if !align.is_power_of_two() || align % size_of::<*mut c_void>() != 0 {
+    if !align.is_power_of_two() || !align.is_multiple_of(size_of::<*mut c_void>()) {
         return libc::EINVAL;
     }
     let block = process::alloc(size, align.max(MIN_ALIGN), false);
@@ -156,6 +156,8 @@ fn or_enomem(block: *mut u8) -> *mut c_void {
 
 #[cold]
 fn set_errno(errno: c_int) {
-    // SAFETY: the pointer to the calling thread's errno is always valid.
-    unsafe { *libc::__errno_location() = errno };
+    // SAFETY: the function takes nothing and cannot fail.
+    let location = unsafe { libc::__errno_location() };
+    // SAFETY: the pointer leads to the calling thread's errno, valid as long as the thread.
+    unsafe { *location = errno };
 }
