@@ -1,13 +1,33 @@
-//! Blocks of other allocators.
+//! Blocks of other allocators: of other copies of daxtier in the process, which are known, and of the rest, which is left
+//! alone.
 
+use daxtier::runtime::link;
 use libc::{c_void, size_t};
 use std::ffi::CStr;
 use std::sync::OnceLock;
 
 type UsableSize = unsafe extern "C" fn(*mut c_void) -> size_t;
 
-/// Returns how many bytes a block of the C library holds, as the C library says; 0 where it can't be asked.
+/// Frees a block of another copy of daxtier; a block of any other allocator stays, since its allocator is not known.
+///
+/// # Safety
+/// `block` is a live block that nobody uses any more.
+#[cold]
+pub(crate) unsafe fn free(block: *mut c_void) {
+    if let Some(owner) = link::attached_owner(block.cast()) {
+        // SAFETY: the owner knows the block, and the caller argued it.
+        unsafe { (owner.free)(block) };
+    }
+}
+
+/// Returns how many bytes a block holds, as another copy of daxtier or the C library says; 0 where neither can be asked.
 pub(crate) fn usable_size(block: *mut c_void) -> usize {
+    if let Some(owner) = link::attached_owner(block.cast()) {
+        let mut size = 0;
+        // SAFETY: the owner knows the block, and `size` has room for the answer.
+        let code = unsafe { (owner.usable_size)(block, &raw mut size) };
+        return if code == 0 { size } else { 0 };
+    }
     static NEXT: OnceLock<Option<UsableSize>> = OnceLock::new();
     let next = *NEXT.get_or_init(|| {
         let found = next_symbol(c"malloc_usable_size");

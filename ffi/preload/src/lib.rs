@@ -50,8 +50,11 @@ pub extern "C" fn calloc(count: size_t, size: size_t) -> *mut c_void {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free(block: *mut c_void) {
     if let Some(block) = NonNull::new(block.cast()) {
-        // SAFETY: the caller argued it. What is not ours is left to its owner.
-        let _ = unsafe { process::free(block) };
+        // SAFETY: the caller argued it.
+        if unsafe { process::free(block) }.is_err() {
+            // SAFETY: as above.
+            unsafe { foreign::free(block.as_ptr().cast()) };
+        }
     }
 }
 
@@ -81,6 +84,8 @@ pub unsafe extern "C" fn realloc(block: *mut c_void, size: size_t) -> *mut c_voi
                 let keep = foreign::usable_size(block).min(size);
                 // SAFETY: the old block holds `keep` bytes, as its owner says, and a fresh one overlaps no live one.
                 unsafe { old.copy_to_nonoverlapping(fresh, keep) };
+                // SAFETY: the caller hands the block over.
+                unsafe { foreign::free(block) };
             }
             fresh
         }
