@@ -12,9 +12,6 @@ use crate::process::{Task, cargo};
 /// The first step that fails, and how to repeat it.
 pub(super) fn run(tally: &mut Tally) -> Result<(), String> {
     tally.step("loom", |tally| tally.tests(loom()))?;
-    tally.step("C programs under valgrind and the address sanitizer", |tally| {
-        tally.tests(cargo("test --locked --package daxtier-ffi --test c_programs -- --ignored"))
-    })?;
     if cfg!(target_arch = "x86_64") {
         tally.step("thread sanitizer", |tally| tally.tests(sanitized("thread", "stress")))?;
         tally.step("address sanitizer", |tally| tally.tests(sanitized("address", "")))?;
