@@ -13,7 +13,7 @@
 //!
 //! # Invariants
 //! - I1: a table that was attached is never freed and its library never unloaded (`keep_loaded`).
-//! - I2: entries of [`Peers`] only go from null to a table.
+//! - I2: entries of `Peers` only go from null to a table.
 
 use crate::sys::dl;
 use std::ffi::{c_char, c_int, c_void};

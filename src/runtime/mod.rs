@@ -1,7 +1,7 @@
 //! The running library: pools, the process's own pool, their configuration and figures.
 //!
 //! The top layer of the crate wires the others together; it alone registers fork handlers and reads the
-//! environment. [`pool`] is the front door, [`process`] serves `malloc`, [`config`] and [`stats`] are what goes in
+//! environment. [`Pool`] is the front door, [`process`] serves `malloc`, [`config`] and [`stats`] are what goes in
 //! and comes out.
 
 #[cfg(feature = "allocator-api2")]
