@@ -4,6 +4,7 @@
 //! root or sudo asks for no password; otherwise the exact command is printed and the run stops.
 
 use crate::process::{Task, cargo, find_program};
+use std::path::Path;
 
 /// Something that must be on the machine: what for, how to tell, and the Debian packages that bring it.
 pub(crate) struct Need {
@@ -113,6 +114,23 @@ pub(crate) fn toolchain_component(component: &str, subcommand: &str) -> Result<(
         return Err(format!("cargo {subcommand} is missing: install the Rust component {component}"));
     }
     Task::new("rustup component add").arg(component).run()
+}
+
+/// Adds the sources of the standard library where rustup left them out.
+///
+/// # Errors
+/// What to install, where rustup is not there to do it.
+pub(crate) fn library_sources() -> Result<(), String> {
+    let sysroot = Task::new("rustc --print sysroot").output()?;
+    if Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library").is_dir() {
+        return Ok(());
+    }
+    if !has("rustup") {
+        return Err(
+            "the sources of the standard library are missing: install the Rust component rust-src".to_owned()
+        );
+    }
+    Task::new("rustup component add rust-src").run()
 }
 
 #[cfg(test)]

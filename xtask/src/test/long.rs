@@ -5,6 +5,7 @@
 
 use super::{HOST, Tally, fuzz};
 use crate::process::{Task, cargo};
+use crate::setup;
 
 /// Runs the long steps.
 ///
@@ -13,8 +14,13 @@ use crate::process::{Task, cargo};
 pub(super) fn run(tally: &mut Tally) -> Result<(), String> {
     tally.step("loom", |tally| tally.tests(loom()))?;
     if cfg!(target_arch = "x86_64") {
-        tally.step("thread sanitizer", |tally| tally.tests(sanitized("thread", "stress")))?;
-        tally.step("address sanitizer", |tally| tally.tests(sanitized("address", "")))?;
+        tally.step("thread sanitizer", |tally| {
+            setup::library_sources()?;
+            // The standard library is built along: the one that comes with the compiler synchronises through fences,
+            // which this sanitizer does not see.
+            tally.tests(sanitized("thread", "-Zbuild-std", "stress"))
+        })?;
+        tally.step("address sanitizer", |tally| tally.tests(sanitized("address", "", "")))?;
         tally.step("fuzz targets", |_| fuzz::run())?;
     } else {
         println!("skipped: the sanitizer and fuzz steps are set up for {HOST} only");
@@ -31,9 +37,9 @@ fn loom() -> Task {
         .env("LOOM_MAX_PREEMPTIONS", "3")
 }
 
-fn sanitized(sanitizer: &str, filter: &str) -> Task {
+fn sanitized(sanitizer: &str, option: &str, filter: &str) -> Task {
     cargo(&format!(
-        "test --locked --release --package daxtier --lib {filter} --target {HOST} --target-dir target/{sanitizer}"
+        "test {option} --locked --release --package daxtier --lib {filter} --target {HOST} --target-dir target/{sanitizer}"
     ))
     .env("RUSTC_BOOTSTRAP", "1")
     .env("RUSTFLAGS", format!("-Zsanitizer={sanitizer} -Cunsafe-allow-abi-mismatch=sanitizer"))
