@@ -20,7 +20,12 @@ pub(super) fn run(tally: &mut Tally) -> Result<(), String> {
             // which this sanitizer does not see.
             tally.tests(sanitized("thread", "-Zbuild-std", "stress"))
         })?;
-        tally.step("address sanitizer", |tally| tally.tests(sanitized("address", "", "")))?;
+        tally.step("address sanitizer", |tally| {
+            // Left out are tests that count the process's memory, which the sanitizer's own quarantine raises. Some
+            // others expect a child to die of a bad access, so the signals stay the kernel's.
+            let task = sanitized("address", "", "").words("-- --skip leak_nothing");
+            tally.tests(task.env("ASAN_OPTIONS", "handle_segv=0:handle_sigbus=0"))
+        })?;
         tally.step("fuzz targets", |_| fuzz::run())?;
     } else {
         println!("skipped: the sanitizer and fuzz steps are set up for {HOST} only");
