@@ -1,16 +1,16 @@
 //! What happens around a fork.
 //!
 //! Slots that are mapped from a device would be shared with the child. Before the fork this module waits until no
-//! thread is in service, stops the other threads, and copies these slots ([`Snapshot`]); in the child the copies
-//! take the slots' places and every device is brought to the state that a child must see. A process without such
+//! thread is in service, stops the other threads, and copies these slots ([`Snapshot`]); the child begins
+//! with the copies in the slots' places, and every device is brought to the state that a child must see. A process without such
 //! slots pays for none of this. `vfork` and `posix_spawn` run no handlers and need none: the child shares all
 //! memory until it executes another program.
 //!
 //! # Protocol
-//! prepare (parent, before): the C library's stream lock -> service gate -> pgmaps' locks -> stop -> snapshot.
-//! parent: threads go on -> pgmaps -> gate -> snapshot dropped -> stream lock. child: copies in place -> pgmaps ->
-//! figures -> gate -> stream lock. The stream lock comes first because the fork takes it after our handler, and a stopped thread may hold
-//! it.
+//! prepare (parent, before): the C library's stream lock -> service gate -> pgmaps' locks -> stop -> snapshot, whose
+//! copies are then in the slots' places. parent: device mappings back -> threads go on -> pgmaps -> gate -> stream
+//! lock. child: copies kept -> pgmaps -> figures -> gate -> stream lock. The stream lock comes first because the fork
+//! takes it after our handler, and a stopped thread may hold it.
 
 use super::source;
 use super::stop::{self, Stopped};
@@ -39,11 +39,11 @@ unsafe impl Sync for HeldCell {}
 static HELD: HeldCell =
     HeldCell(UnsafeCell::new(Held { streams: None, gate: None, stopped: None, snapshot: None }));
 
-/// Whether slots are being copied: stopped threads wait on without a limit.
+/// Whether copies are being made or are in the slots' places: stopped threads wait on without a limit.
 static COPYING: AtomicBool = AtomicBool::new(false);
 static REGISTERED: Once = Once::new();
 
-/// Returns whether slots are being copied for a child.
+/// Returns whether a thread that went on now could write to a copy that is meant for a child.
 pub(super) fn is_copying() -> bool {
     COPYING.load(Ordering::SeqCst)
 }
@@ -95,7 +95,6 @@ extern "C" fn prepare() {
             "daxtier: fork: no memory for the child's copies of slow memory; it will fault when it touches them\n",
         ),
     }
-    COPYING.store(false, Ordering::SeqCst);
     held.stopped = Some(stopped);
 }
 
@@ -103,12 +102,18 @@ extern "C" fn parent() {
     // SAFETY: prepare took the gate for writing in this thread.
     let held = unsafe { &mut *HELD.0.get() };
     let (streams, gate) = (held.streams.take(), held.gate.take());
-    let snapshot = held.snapshot.take();
+    if let (Some(space), Some(snapshot)) = (space::existing(), held.snapshot.take())
+        && snapshot.undo(space).is_err()
+    {
+        stdio::complain(
+            "daxtier: fork: the kernel refused to map slow memory again; the program ends here\n",
+        );
+        std::process::abort();
+    }
+    COPYING.store(false, Ordering::SeqCst);
     drop(held.stopped.take());
     pgmap::fork::after_fork_in_parent();
     drop(gate);
-    // The copies take long to unmap; the other threads run meanwhile.
-    drop(snapshot);
     drop(streams);
 }
 
@@ -118,11 +123,9 @@ extern "C" fn child() {
     if let Some(stopped) = held.stopped.take() {
         stopped.forget_in_child();
     }
-    if let (Some(space), Some(snapshot)) = (space::existing(), held.snapshot.take())
-        && snapshot.apply(space).is_err()
-    {
-        stdio::complain("daxtier: fork: the kernel refused to map the child's memory; it ends here\n");
-        std::process::abort();
+    COPYING.store(false, Ordering::SeqCst);
+    if let (Some(space), Some(snapshot)) = (space::existing(), held.snapshot.take()) {
+        snapshot.keep(space);
     }
     pgmap::fork::after_fork_in_child();
     if source::after_fork_in_child().is_err() {

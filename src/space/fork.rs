@@ -3,8 +3,12 @@
 //! A device mapping would be shared between parent and child, so it is left out of the child (MADV_DONTFORK) and
 //! the child gets private copies instead. A [`Snapshot`] is taken in the parent before the fork, while nobody
 //! writes (other threads are stopped, see `runtime::fork`): it copies the committed slices of every such slot
-//! into private memory, which the kernel then shares copy-on-write. The child moves the copies to the slots'
-//! addresses; the parent drops them.
+//! into private memory, sets the device's mapping aside, and puts the copy at the slot's address. So the child has
+//! its copy from its first instruction on (the C library touches streams before any handler runs), and the kernel
+//! shares it copy-on-write. The parent moves the device's mappings back before its threads go on.
+//!
+//! Between the two, what the forking thread writes to such a slot is the child's alone. The C library writes to
+//! none; a thread whose own stack lies in a slow slot can't fork.
 
 use super::{SLICE_BYTES, SLICES_PER_SLOT, SLOT_BYTES, SLOTS_PER_CHUNK, Space};
 use crate::error::SysError;
@@ -15,11 +19,18 @@ use std::ptr::NonNull;
 
 /// Copies of the slots that a child may not share.
 pub(crate) struct Snapshot {
-    /// The copies, a slot's length each; `None` when there are none.
-    copies: Option<Reservation>,
-    /// The index of each copy's slot.
-    slots: Option<Reservation>,
+    places: Option<Places>,
     len: usize,
+}
+
+/// Address ranges with a place for each slot of a snapshot.
+struct Places {
+    /// Where the copies are made, a slot's length each.
+    copies: Reservation,
+    /// Where the device's mappings are while the copies are in their places.
+    aside: Reservation,
+    /// The index of each slot.
+    slots: Reservation,
 }
 
 /// A fork that can't give the child its copies.
@@ -50,65 +61,103 @@ impl Snapshot {
         count
     }
 
-    /// Copies every slot that is mapped from a device. Allocates nothing but mappings. `available_bytes` is what
-    /// the machine could give.
+    /// Copies every slot that is mapped from a device and puts the copies at the slots' addresses. Allocates nothing
+    /// but mappings. `available_bytes` is what the machine could give.
     ///
     /// # Errors
     /// [`ForkError`] when the copies do not fit or a mapping is refused; nothing changes then.
     pub(crate) fn take(space: &Space, available_bytes: u64) -> Result<Snapshot, ForkError> {
         let len = Snapshot::count(space);
         if len == 0 {
-            return Ok(Snapshot { copies: None, slots: None, len: 0 });
+            return Ok(Snapshot { places: None, len: 0 });
         }
-        let needed_bytes = (len * SLOT_BYTES) as u64;
+        let len_bytes = len * SLOT_BYTES;
+        let needed_bytes = len_bytes as u64;
         if needed_bytes > available_bytes {
             return Err(ForkError::NoRoom { needed_bytes, available_bytes });
         }
         let table_len = (len * size_of::<usize>()).next_multiple_of(PAGE_SIZE);
-        let slots = Reservation::new(table_len, PAGE_SIZE)?;
+        let places = Places {
+            copies: Reservation::new(len_bytes, SLOT_BYTES)?,
+            aside: Reservation::new(len_bytes, SLOT_BYTES)?,
+            slots: Reservation::new(table_len, PAGE_SIZE)?,
+        };
         // SAFETY: the reservation was just made and nothing is in it.
-        unsafe { mm::map_anonymous(slots.base(), table_len) }?;
-        let copies = Reservation::new(len * SLOT_BYTES, SLOT_BYTES)?;
+        unsafe { mm::map_anonymous(places.slots.base(), table_len) }?;
         // SAFETY: as above.
-        unsafe { mm::map_anonymous(copies.base(), len * SLOT_BYTES) }?;
+        unsafe { mm::map_anonymous(places.copies.base(), len_bytes) }?;
         // SAFETY: the advice drops no data; without huge pages the copies only take longer.
-        let _ = unsafe { mm::advise(copies.base(), len * SLOT_BYTES, libc::MADV_HUGEPAGE) };
-        let snapshot = Snapshot { copies: Some(copies), slots: Some(slots), len };
+        let _ = unsafe { mm::advise(places.copies.base(), len_bytes, libc::MADV_HUGEPAGE) };
         let mut at = 0;
         for_each_shared(space, |index, committed| {
-            let (copy, entry) = snapshot.entry(at);
             // SAFETY: the entry lies in the table, which was mapped above for `len` entries.
-            unsafe { entry.write(index) };
-            copy_slices(space.slot_address(index), copy, committed);
+            unsafe { places.slot(at).write(index) };
+            copy_slices(space.slot_address(index), places.copy(at), committed);
             at += 1;
         });
-        Ok(snapshot)
+        for at in 0..len {
+            if let Err(refusal) = places.put_copy(space, at) {
+                for done in (0..at).rev() {
+                    places.put_device(space, done)?;
+                }
+                return Err(refusal.into());
+            }
+        }
+        Ok(Snapshot { places: Some(places), len })
     }
 
-    /// Puts the copies at their slots' addresses. Called once, in the child.
+    /// Moves the device's mappings back to their slots. Called once, in the parent.
     ///
     /// # Errors
-    /// The refusal of mremap: the child is then incomplete and must not go on.
-    pub(crate) fn apply(self, space: &Space) -> Result<(), SysError> {
-        for at in 0..self.len {
-            let (copy, entry) = self.entry(at);
-            // SAFETY: `take` wrote the entry.
-            let index = unsafe { entry.read() };
-            // SAFETY: the slot's addresses are a hole in the child (its mapping was not inherited), and the copy
-            // is ours alone.
-            unsafe { mm::move_mapping(copy, SLOT_BYTES, space.slot_address(index)) }?;
-            space.slot(index).lock().mapping = Mapping::Inherited;
-        }
-        Ok(())
+    /// The refusal of mremap: the parent would go on with memory that is not the device's, and must not.
+    pub(crate) fn undo(self, space: &Space) -> Result<(), SysError> {
+        let Some(places) = &self.places else { return Ok(()) };
+        (0..self.len).try_for_each(|at| places.put_device(space, at))
     }
 
-    /// Returns where copy `at` and its slot's index are.
-    fn entry(&self, at: usize) -> (NonNull<u8>, NonNull<usize>) {
-        let copies = self.copies.as_ref().expect("a snapshot with entries has copies");
-        let slots = self.slots.as_ref().expect("a snapshot with entries has a table");
-        let copy = copies.at(at * SLOT_BYTES).expect("entries lie below the length");
-        let entry = slots.at(at * size_of::<usize>()).expect("entries lie below the length");
-        (copy, entry.cast())
+    /// Keeps the copies as the slots' memory. Called once, in the child.
+    pub(crate) fn keep(self, space: &Space) {
+        let Some(places) = &self.places else { return };
+        for at in 0..self.len {
+            space.slot(places.index(at)).lock().mapping = Mapping::Inherited;
+        }
+    }
+}
+
+impl Places {
+    /// Sets the device's mapping of a slot aside and puts the copy in its place; on failure the slot is as before.
+    fn put_copy(&self, space: &Space, at: usize) -> Result<(), SysError> {
+        let slot = space.slot_address(self.index(at));
+        // SAFETY: the slot is backed, writers are stopped, and the place aside is ours.
+        unsafe { mm::move_mapping(slot, SLOT_BYTES, self.aside(at)) }?;
+        // SAFETY: the copy is ours, and the slot's addresses are a hole now.
+        unsafe { mm::move_mapping(self.copy(at), SLOT_BYTES, slot) }.or_else(|refusal| {
+            self.put_device(space, at)?;
+            Err(refusal)
+        })
+    }
+
+    /// Moves the device's mapping back over whatever is at the slot's addresses.
+    fn put_device(&self, space: &Space, at: usize) -> Result<(), SysError> {
+        // SAFETY: the mapping aside is the slot's, and nobody needs the copy in this process.
+        unsafe { mm::move_mapping(self.aside(at), SLOT_BYTES, space.slot_address(self.index(at))) }
+    }
+
+    fn copy(&self, at: usize) -> NonNull<u8> {
+        self.copies.at(at * SLOT_BYTES).expect("entries lie below the length")
+    }
+
+    fn aside(&self, at: usize) -> NonNull<u8> {
+        self.aside.at(at * SLOT_BYTES).expect("entries lie below the length")
+    }
+
+    fn slot(&self, at: usize) -> NonNull<usize> {
+        self.slots.at(at * size_of::<usize>()).expect("entries lie below the length").cast()
+    }
+
+    fn index(&self, at: usize) -> usize {
+        // SAFETY: `take` wrote the entry.
+        unsafe { self.slot(at).read() }
     }
 }
 

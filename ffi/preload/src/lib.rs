@@ -18,6 +18,17 @@ use std::ptr::{self, NonNull};
 #[global_allocator]
 static PRIVATE: private::PrivateHeap = private::PrivateHeap;
 
+/// Opens the pool before `main`, so that a wrong configuration stops even a program that never allocates. Earlier
+/// allocations open it themselves.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static OPEN: extern "C" fn() = {
+    extern "C" fn open() {
+        process::pool();
+    }
+    open
+};
+
 /// Every block is a multiple of this, as C promises for any type.
 const MIN_ALIGN: usize = 16;
 const PAGE: usize = 4096;
