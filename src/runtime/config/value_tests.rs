@@ -109,7 +109,7 @@ fn statistics_go_to_a_file_of_each_process() {
     assert_eq!("-".parse(), Ok(StatsTarget::Stderr));
     assert_eq!(StatsTarget::Stderr.path_for(123), None);
     let relative: StatsTarget = "s.json".parse().unwrap();
-    assert_eq!(relative.anchored(Path::new("/work")), StatsTarget::File("/work/s.json".into()));
+    assert_eq!(relative.anchored(Path::new("/home/u")), StatsTarget::File("/home/u/s.json".into()));
     assert_eq!(target.anchored(Path::new("/work")), target);
     assert_eq!(StatsTarget::File("stderr".into()).to_string(), "./stderr");
     for text in ["", "/tmp/", ".", "..", "a/..", "a\nb", "\x1b[2J"] {
