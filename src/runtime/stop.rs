@@ -6,9 +6,10 @@
 //!
 //! # Protocol
 //! `EPOCH` is even while nobody is stopped and odd during a stop. [`stop`] makes it odd, signals every thread and
-//! waits until as many have arrived as were signalled; [`Stopped`] makes it even again on drop and wakes all. A
-//! stopped thread that may hold a lock of the C library which the fork needs lets itself go
-//! after [`LONGEST_STOP`] from the end of copying, so a fork can be slowed but not blocked for ever.
+//! waits until as many have arrived as were signalled; [`Stopped`] makes it even again on drop and wakes all. While
+//! copies are made or stand in the slots' places (`fork::is_copying`), no thread lets itself go: what it wrote would
+//! be lost. So a thread that was stopped with a lock of the C library which the fork takes blocks the fork; the lock
+//! on streams, the only one that is held for long, is taken before the stop.
 
 use crate::sys::{futex, thread};
 use std::sync::atomic::{AtomicU32, Ordering};
