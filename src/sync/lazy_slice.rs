@@ -28,7 +28,7 @@ pub(crate) use model::LazySlice;
 mod real {
     use super::{Range, SysError, Zeroed};
     use crate::sys::mm::{self, Reservation};
-    use crate::units::PAGE_SIZE;
+    use crate::units::{Order, PAGE_SIZE};
     use std::marker::PhantomData;
     use std::ptr::NonNull;
 
@@ -45,18 +45,23 @@ mod real {
         elements: PhantomData<T>,
     }
 
+    /// Keeps huge pages out of fresh memory: one touched element must not cost 2 MiB.
+    fn keep_small(addr: NonNull<u8>, len_bytes: usize) {
+        if len_bytes >= Order::HUGE.len_bytes() as usize {
+            // SAFETY: the caller's memory; the advice drops nothing. A kernel without huge pages refuses it, which is as
+            // good.
+            let _ = unsafe { mm::advise(addr, len_bytes, libc::MADV_NOHUGEPAGE) };
+        }
+    }
+
     impl<T: Zeroed> LazySlice<T> {
         /// Reserves room for `len` elements. None exists yet.
         ///
         /// # Errors
         /// The refusal of mmap.
         pub(crate) fn reserve(len: usize) -> Result<LazySlice<T>, SysError> {
-            let len_bytes = len
-                .max(1)
-                .checked_mul(size_of::<T>())
-                .and_then(|bytes| bytes.checked_next_multiple_of(PAGE_SIZE))
-                .ok_or(SysError { call: "mmap", errno: libc::ENOMEM })?;
-            Ok(LazySlice { room: Reservation::new(len_bytes, PAGE_SIZE)?, len, elements: PhantomData })
+            let room = Reservation::new(Self::room_bytes(len)?, PAGE_SIZE)?;
+            Ok(LazySlice { room, len, elements: PhantomData })
         }
 
         /// Reserves and populates `len` elements. Untouched ones cost nothing.
@@ -64,9 +69,16 @@ mod real {
         /// # Errors
         /// The refusal of mmap.
         pub(crate) fn populated(len: usize) -> Result<LazySlice<T>, SysError> {
-            let slice = LazySlice::reserve(len)?;
-            slice.populate(0..len)?;
-            Ok(slice)
+            let room = Reservation::new_mapped(Self::room_bytes(len)?)?;
+            keep_small(room.base(), room.len_bytes());
+            Ok(LazySlice { room, len, elements: PhantomData })
+        }
+
+        fn room_bytes(len: usize) -> Result<usize, SysError> {
+            len.max(1)
+                .checked_mul(size_of::<T>())
+                .and_then(|bytes| bytes.checked_next_multiple_of(PAGE_SIZE))
+                .ok_or(SysError { call: "mmap", errno: libc::ENOMEM })
         }
 
         /// Brings `range` to life, zeroed. The range starts on a page boundary, is new, and ends on one or at
@@ -78,9 +90,7 @@ mod real {
             let Some((addr, len_bytes)) = self.pages(&range) else { return Ok(()) };
             // SAFETY: the pages lie in our reservation (`pages` checked) and hold no element yet.
             unsafe { mm::map_anonymous(addr, len_bytes) }?;
-            // SAFETY: fresh memory of ours; the advice drops nothing. One touched element must not cost 2 MiB.
-            // A kernel without huge pages refuses it, which is as good.
-            let _ = unsafe { mm::advise(addr, len_bytes, libc::MADV_NOHUGEPAGE) };
+            keep_small(addr, len_bytes);
             Ok(())
         }
 

@@ -1,16 +1,30 @@
 //! Models of `PercpuRef`: two or three threads, one property each.
+//!
+//! A section is one step of its processor that is aborted when another thread of the processor, or a fence, is in the way;
+//! then the shared count is used. Each property is modelled with sections and without.
 
 use super::PercpuRef;
 use super::percpu_ref::Remaining;
+use super::rseq::{CPUS, on_cpu};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 
-fn live() -> PercpuRef {
-    let count = PercpuRef::new_drained(2);
+fn live(has_sections: bool) -> PercpuRef {
+    let count = if has_sections {
+        PercpuRef::new_drained(CPUS)
+    } else {
+        PercpuRef::new_drained_without_sections(CPUS)
+    };
     count.recycle();
     count
+}
+
+/// Runs a model on a count with sections, and on one without.
+fn model(run: fn(has_sections: bool)) {
+    loom::model(move || run(true));
+    loom::model(move || run(false));
 }
 
 /// The thing that the count protects: freed at zero, and loom reports an access that races with that.
@@ -21,8 +35,12 @@ struct Guarded {
 }
 
 impl Guarded {
-    fn new() -> Arc<Guarded> {
-        Arc::new(Guarded { count: live(), zeroes: AtomicUsize::new(0), payload: UnsafeCell::new(0) })
+    fn new(has_sections: bool) -> Arc<Guarded> {
+        Arc::new(Guarded {
+            count: live(has_sections),
+            zeroes: AtomicUsize::new(0),
+            payload: UnsafeCell::new(0),
+        })
     }
 
     fn note(&self, remaining: Remaining) {
@@ -41,41 +59,42 @@ impl Guarded {
 
 #[test]
 fn loom_percpu_kill_against_get_and_put_sees_zero_once_and_last() {
-    loom::model(|| {
-        let shared = Guarded::new();
+    model(|has_sections| {
+        let shared = Guarded::new(has_sections);
         let user = {
             let shared = shared.clone();
             thread::spawn(move || {
-                if shared.count.tryget_live_at(0) {
+                if shared.count.tryget_live() {
                     shared.use_payload();
-                    // Another shard, as after a move to another processor.
-                    shared.note(shared.count.put_at(1));
+                    on_cpu(1);
+                    shared.note(shared.count.put());
                 }
             })
         };
         shared.note(shared.count.kill().expect("killed once"));
         user.join().expect("the user does not panic");
         assert_eq!(shared.zeroes.load(Ordering::Relaxed), 1);
-        assert!(!shared.count.tryget_live_at(0));
+        assert!(!shared.count.tryget_live());
     });
 }
 
 #[test]
 fn loom_percpu_two_puts_after_kill_find_one_last() {
-    loom::model(|| {
-        let shared = Guarded::new();
-        assert!(shared.count.tryget_live_at(0));
-        assert!(shared.count.tryget_live_at(1));
+    model(|has_sections| {
+        let shared = Guarded::new(has_sections);
+        assert!(shared.count.tryget_live());
+        assert!(shared.count.tryget_live());
         let other = {
             let shared = shared.clone();
             thread::spawn(move || {
+                on_cpu(1);
                 shared.use_payload();
-                shared.note(shared.count.put_at(1));
+                shared.note(shared.count.put());
             })
         };
         shared.note(shared.count.kill().expect("killed once"));
         shared.use_payload();
-        shared.note(shared.count.put_at(1));
+        shared.note(shared.count.put());
         other.join().expect("the other does not panic");
         assert_eq!(shared.zeroes.load(Ordering::Relaxed), 1);
     });
@@ -83,13 +102,13 @@ fn loom_percpu_two_puts_after_kill_find_one_last() {
 
 #[test]
 fn loom_percpu_resurrect_against_put_loses_no_reference() {
-    loom::model(|| {
-        let shared = Arc::new(live());
-        assert!(shared.tryget_live_at(0));
+    model(|has_sections| {
+        let shared = Arc::new(live(has_sections));
+        assert!(shared.tryget_live());
         assert_eq!(shared.kill(), Ok(Remaining::Some));
         let putter = {
             let shared = shared.clone();
-            thread::spawn(move || shared.put_at(0))
+            thread::spawn(move || shared.put())
         };
         let before = shared.resurrect().expect("killed above");
         let put = putter.join().expect("the putter does not panic");
@@ -102,19 +121,37 @@ fn loom_percpu_resurrect_against_put_loses_no_reference() {
 
 #[test]
 fn loom_percpu_tryget_never_revives_zero() {
-    loom::model(|| {
-        let shared = Guarded::new();
+    model(|has_sections| {
+        let shared = Guarded::new(has_sections);
         let user = {
             let shared = shared.clone();
             thread::spawn(move || {
-                if shared.count.tryget_at(1) {
+                on_cpu(1);
+                if shared.count.tryget() {
                     shared.use_payload();
-                    shared.note(shared.count.put_at(0));
+                    on_cpu(0);
+                    shared.note(shared.count.put());
                 }
             })
         };
         shared.note(shared.count.kill().expect("killed once"));
         user.join().expect("the user does not panic");
         assert_eq!(shared.zeroes.load(Ordering::Relaxed), 1);
+    });
+}
+
+#[test]
+fn loom_percpu_sections_on_one_processor_lose_no_reference_to_a_kill() {
+    model(|has_sections| {
+        let shared = Arc::new(live(has_sections));
+        let other = {
+            let shared = shared.clone();
+            thread::spawn(move || shared.tryget_live())
+        };
+        let mine = shared.tryget_live();
+        assert!(mine, "nobody killed it yet");
+        assert_eq!(shared.kill(), Ok(Remaining::Some));
+        let theirs = other.join().expect("the other does not panic");
+        assert_eq!(shared.sum(), 1 + i64::from(theirs));
     });
 }

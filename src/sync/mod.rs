@@ -1,17 +1,25 @@
 //! Locks, counters and lazily backed arrays that work inside `malloc`.
 //!
 //! Nothing here allocates after construction, and nothing calls libc beyond the futex and madvise wrappers of
-//! `sys`. [`Mutex`] is a futex lock, [`PercpuRef`] a reference count whose live path touches one line per
-//! processor, [`LazySlice`] an array whose memory appears where it is used.
+//! `sys`. [`Mutex`] is a futex lock, [`gate`] keeps threads out of what a fork must find whole, [`PercpuRef`] a reference count whose live path touches one line per
+//! processor, [`LazySlice`] an array whose memory appears where it is used, [`bell`] wakes a thread that does the others' work.
 //!
 //! [`atomic`] is the one place that swaps the standard atomics for loom's: build with `--cfg loom` to
 //! model-check. Uses `sys`; used by everything above it.
 
+pub(crate) mod bell;
+pub(crate) mod gate;
 pub(crate) mod lazy_slice;
 pub(crate) mod mutex;
 pub(crate) mod percpu_ref;
+#[cfg_attr(loom, path = "rseq/model.rs")]
+pub(crate) mod rseq;
 pub(crate) mod service;
 
+#[cfg(all(test, loom))]
+mod loom_bell;
+#[cfg(all(test, loom))]
+mod loom_gate;
 #[cfg(all(test, loom))]
 mod loom_mutex;
 #[cfg(all(test, loom))]

@@ -1,5 +1,8 @@
 //! Which processor this is, and how many there can be.
 
+use super::file;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 /// The most processors that per-CPU structures distinguish; beyond it processors share a line.
 const MAX_SHARDS: usize = 256;
 /// What is assumed when the kernel does not tell.
@@ -15,23 +18,22 @@ pub(crate) fn current() -> usize {
 /// Returns how many shards a per-CPU structure needs: a power of two that covers every possible processor.
 /// Neither allocates nor uses stdio, so it works inside `malloc`.
 pub(crate) fn nr_shards() -> usize {
-    let mut text = [0u8; 128];
-    let last = read_possible(&mut text).and_then(last_number);
-    last.map_or(FALLBACK, |cpu| cpu + 1).next_power_of_two().min(MAX_SHARDS)
+    static KNOWN: AtomicUsize = AtomicUsize::new(0);
+    // Relaxed, both: whoever finds nothing reads the same number.
+    match KNOWN.load(Ordering::Relaxed) {
+        0 => {
+            let read = read_nr_shards();
+            KNOWN.store(read, Ordering::Relaxed);
+            read
+        }
+        known => known,
+    }
 }
 
-fn read_possible(text: &mut [u8]) -> Option<&[u8]> {
-    let path = c"/sys/devices/system/cpu/possible";
-    // SAFETY: the path is NUL-terminated.
-    let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
-    if fd < 0 {
-        return None;
-    }
-    // SAFETY: the buffer is valid for its length, and the descriptor was just opened.
-    let len = unsafe { libc::read(fd, text.as_mut_ptr().cast(), text.len()) };
-    // SAFETY: the descriptor is ours and closed once.
-    unsafe { libc::close(fd) };
-    text.get(..usize::try_from(len).ok()?)
+fn read_nr_shards() -> usize {
+    let mut text = [0u8; 128];
+    let last = file::read_start(c"/sys/devices/system/cpu/possible", &mut text).and_then(last_number);
+    last.map_or(FALLBACK, |cpu| cpu + 1).next_power_of_two().min(MAX_SHARDS)
 }
 
 /// Returns the last number of a list such as `0-3,8-11`.

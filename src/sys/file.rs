@@ -1,38 +1,63 @@
 //! Descriptors of our own: close-on-exec, and numbered high so that programs that count or re-use low numbers
-//! do not meet them.
+//! do not meet them. Those that stay open are kept in [`descriptors`](super::descriptors).
 
 use crate::error::SysError;
+use libc::c_uint;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// The lowest number that a descriptor of ours takes, where the limit on open files allows.
 pub(crate) const FIRST_OWN_DESCRIPTOR: i32 = 512;
 
-/// Creates a memfd of `len_bytes` bytes (sparse), close-on-exec.
+/// Creates a memfd of `len_bytes` bytes (sparse), close-on-exec. Allocates nothing.
 ///
 /// # Errors
 /// The refusal of memfd_create or ftruncate.
 pub(crate) fn memfd(name: &CStr, len_bytes: u64) -> Result<OwnedFd, SysError> {
+    memfd_with(name, 0, len_bytes)
+}
+
+/// Creates a memfd as [`memfd`] does, with flags of memfd_create besides.
+pub(super) fn memfd_with(name: &CStr, flags: c_uint, len_bytes: u64) -> Result<OwnedFd, SysError> {
     // SAFETY: `name` is NUL-terminated and lives through the call.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | flags) };
     if fd < 0 {
         return Err(SysError::last("memfd_create"));
     }
     // SAFETY: memfd_create just returned this descriptor; nobody else owns it.
     let fd = move_high(unsafe { OwnedFd::from_raw_fd(fd) });
-    // SAFETY: ftruncate takes a descriptor that we own, and no pointer.
-    if unsafe { libc::ftruncate(fd.as_raw_fd(), len_bytes as libc::off_t) } != 0 {
-        return Err(SysError::last("ftruncate"));
-    }
+    set_len(&fd, len_bytes)?;
     Ok(fd)
 }
 
-/// Moves a descriptor to a high number; keeps it where it is when the limit on open files is too low for that.
+/// Sets a file's length. The kernel ends a process with a signal where its limit on the size of files is lower, so that is
+/// looked at before.
+fn set_len(fd: &OwnedFd, len_bytes: u64) -> Result<(), SysError> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` has room for the answer.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_FSIZE, &raw mut limit) } == 0;
+    if known && limit.rlim_cur < len_bytes {
+        return Err(SysError { call: "ftruncate under `ulimit -f`", errno: libc::EFBIG });
+    }
+    // SAFETY: ftruncate takes a descriptor that the caller owns, and no pointer.
+    if unsafe { libc::ftruncate(fd.as_raw_fd(), len_bytes as libc::off_t) } != 0 {
+        return Err(SysError::last("ftruncate"));
+    }
+    Ok(())
+}
+
+/// Moves a descriptor to a high number, or to the upper half of the numbers where the limit on open files is low; keeps it
+/// where it is when none is free there.
 pub(crate) fn move_high(fd: OwnedFd) -> OwnedFd {
+    // SAFETY: an all-zero limit is a valid value that the call overwrites.
+    let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure is a local.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    let lowest = (limit.rlim_cur / 2).min(FIRST_OWN_DESCRIPTOR as libc::rlim_t) as libc::c_int;
     // SAFETY: fcntl with F_DUPFD_CLOEXEC takes a descriptor that we own, and no pointer.
-    let high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, FIRST_OWN_DESCRIPTOR) };
+    let high = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, lowest) };
     if high < 0 {
         return fd;
     }
@@ -96,32 +121,19 @@ pub(crate) fn stat(fd: RawFd) -> Result<FileStat, SysError> {
     })
 }
 
-/// Borrows the descriptor under number `fd` if it still refers to the file that `is_ours` recognises.
-///
-/// # Safety
-/// The caller owns the descriptor and keeps it open while the borrow lives; only a program that closes numbers
-/// it does not own can end it earlier, which this call notices for what happened before it.
-///
-/// # Errors
-/// `EBADF` when the number is closed or refers to another file.
-pub(crate) unsafe fn borrow_if<'a>(
-    fd: RawFd,
-    is_ours: impl FnOnce(FileId) -> bool,
-) -> Result<BorrowedFd<'a>, SysError> {
-    if !is_ours(stat(fd)?.id) {
-        return Err(SysError { call: "fstat", errno: libc::EBADF });
+/// Reads the start of a file, as far as the buffer goes. Neither allocates nor uses stdio, so it works inside `malloc` and
+/// around a fork.
+pub(crate) fn read_start<'a>(path: &CStr, text: &'a mut [u8]) -> Option<&'a [u8]> {
+    // SAFETY: the path is NUL-terminated.
+    let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return None;
     }
-    // SAFETY: fstat just saw the file open under this number, and the caller keeps it so.
-    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
-}
-
-/// Closes the descriptor under number `fd` if it still refers to the file that `is_ours` recognises; leaves it
-/// alone otherwise, because it is then the program's.
-pub(crate) fn close_if(fd: RawFd, is_ours: impl FnOnce(FileId) -> bool) {
-    if stat(fd).is_ok_and(|stat| is_ours(stat.id)) {
-        // SAFETY: the number refers to the file that our owner opened, who gives it up with this call.
-        unsafe { libc::close(fd) };
-    }
+    // SAFETY: the buffer is writable for its length.
+    let read = unsafe { libc::read(fd, text.as_mut_ptr().cast(), text.len()) };
+    // SAFETY: the descriptor was opened above.
+    unsafe { libc::close(fd) };
+    text.get(..usize::try_from(read).ok()?)
 }
 
 /// Opens a file for reading and writing, close-on-exec, under a high number.

@@ -2,8 +2,12 @@
 //!
 //! [`Reservation`] owns a range of address space; the functions map things into it. Callers own the argument
 //! that the range they replace is theirs.
+//!
+//! The preload library stands in for the C library's functions that change mappings, and keeps programs from changing
+//! ours. So those calls are made by number here.
 
 use crate::error::SysError;
+use crate::units::PAGE_SIZE;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 
@@ -26,11 +30,27 @@ impl Reservation {
     /// # Errors
     /// The refusal of mmap, for instance under RLIMIT_AS.
     pub(crate) fn new(len_bytes: usize, align_bytes: usize) -> Result<Reservation, SysError> {
+        Reservation::make(len_bytes, align_bytes, libc::PROT_NONE)
+    }
+
+    /// Takes `len_bytes` of address space at a multiple of a page, mapped as by [`map_anonymous`].
+    ///
+    /// # Errors
+    /// The refusal of mmap.
+    pub(crate) fn new_mapped(len_bytes: usize) -> Result<Reservation, SysError> {
+        Reservation::make(len_bytes, PAGE_SIZE, READ_WRITE)
+    }
+
+    fn make(len_bytes: usize, align_bytes: usize, prot: libc::c_int) -> Result<Reservation, SysError> {
         debug_assert!(align_bytes.is_power_of_two());
-        let padded =
-            len_bytes.checked_add(align_bytes).ok_or(SysError { call: "mmap", errno: libc::ENOMEM })?;
+        // The kernel's own choice is a multiple of a page.
+        let slack = if align_bytes <= PAGE_SIZE { 0 } else { align_bytes };
+        let padded = len_bytes
+            .checked_next_multiple_of(PAGE_SIZE)
+            .and_then(|len_bytes| len_bytes.checked_add(slack))
+            .ok_or(SysError { call: "mmap", errno: libc::ENOMEM })?;
         // SAFETY: without MAP_FIXED the kernel picks unused addresses, so no mapping of anybody is replaced.
-        let raw = unsafe { libc::mmap(ptr::null_mut(), padded, libc::PROT_NONE, RESERVE_FLAGS, -1, 0) };
+        let raw = unsafe { libc::mmap(ptr::null_mut(), padded, prot, RESERVE_FLAGS, -1, 0) };
         if raw == libc::MAP_FAILED {
             return Err(SysError::last("mmap"));
         }
@@ -70,7 +90,7 @@ const RESERVE_FLAGS: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | lib
 fn unmap_if_any(addr: *mut u8, len_bytes: usize) {
     if len_bytes > 0 {
         // SAFETY: callers pass ranges of a reservation that they own and no longer use.
-        unsafe { libc::munmap(addr.cast(), len_bytes) };
+        unsafe { libc::syscall(libc::SYS_munmap, addr, len_bytes) };
     }
 }
 
@@ -149,8 +169,39 @@ pub(crate) unsafe fn advise(
     advice: libc::c_int,
 ) -> Result<(), SysError> {
     // SAFETY: the caller owns the range and argued the advice.
-    let rc = unsafe { libc::madvise(addr.as_ptr().cast(), len_bytes, advice) };
+    let rc = unsafe { libc::syscall(libc::SYS_madvise, addr.as_ptr(), len_bytes, advice) };
     if rc == 0 { Ok(()) } else { Err(SysError::last("madvise")) }
+}
+
+/// Makes every page of `[addr, addr + len_bytes)` exist, writable without a fault if `for_writing` (Linux 5.14).
+///
+/// # Safety
+/// The range is mapped and the caller's.
+///
+/// # Errors
+/// The refusal of madvise: `EINVAL` from a kernel that does not know the advice, `ENOMEM` without memory, `EFAULT` and
+/// `EHWPOISON` for a device that is gone or damaged.
+pub(crate) unsafe fn populate(
+    addr: NonNull<u8>,
+    len_bytes: usize,
+    for_writing: bool,
+) -> Result<(), SysError> {
+    let advice = if for_writing { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+    // SAFETY: the caller owns the range; populating it drops no data.
+    unsafe { advise(addr, len_bytes, advice) }
+}
+
+/// Lets the kernel take pages of `[addr, addr + len_bytes)` back that mlockall has locked.
+///
+/// # Safety
+/// The range is mapped and the caller's.
+///
+/// # Errors
+/// The refusal of munlock.
+pub(crate) unsafe fn unlock(addr: NonNull<u8>, len_bytes: usize) -> Result<(), SysError> {
+    // SAFETY: the caller owns the range.
+    let rc = unsafe { libc::syscall(libc::SYS_munlock, addr.as_ptr(), len_bytes) };
+    if rc == 0 { Ok(()) } else { Err(SysError::last("munlock")) }
 }
 
 /// Moves the mapping at `[from, from + len_bytes)` to `to`, replacing what is mapped there.
@@ -167,6 +218,7 @@ pub(crate) unsafe fn move_mapping(
 ) -> Result<(), SysError> {
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
     // SAFETY: the caller owns both ranges.
-    let moved = unsafe { libc::mremap(from.as_ptr().cast(), len_bytes, len_bytes, flags, to.as_ptr()) };
-    if moved == libc::MAP_FAILED { Err(SysError::last("mremap")) } else { Ok(()) }
+    let moved =
+        unsafe { libc::syscall(libc::SYS_mremap, from.as_ptr(), len_bytes, len_bytes, flags, to.as_ptr()) };
+    if moved == -1 { Err(SysError::last("mremap")) } else { Ok(()) }
 }

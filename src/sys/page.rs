@@ -3,38 +3,18 @@
 //! Nothing here allocates, so a forked child may call all of it. The memfd can neither shrink nor grow, so that
 //! nobody who opens it can make an access of its owner fault.
 
-use super::file::move_high;
+use super::file;
 use crate::error::SysError;
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
-
-/// Which file a descriptor refers to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FileId {
-    /// The file system's device number.
-    pub(crate) dev: u64,
-    /// The inode number.
-    pub(crate) ino: u64,
-}
 
 /// Creates a memfd of exactly `len_bytes` bytes for good, close-on-exec and numbered high.
 ///
 /// # Errors
 /// The refusal of memfd_create, ftruncate or fcntl.
 pub(crate) fn sealed_memfd(name: &CStr, len_bytes: usize) -> Result<OwnedFd, SysError> {
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-    // SAFETY: `name` is NUL-terminated and lives through the call.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
-    if fd < 0 {
-        return Err(SysError::last("memfd_create"));
-    }
-    // SAFETY: memfd_create just returned this descriptor; nobody else owns it.
-    let fd = move_high(unsafe { OwnedFd::from_raw_fd(fd) });
-    // SAFETY: ftruncate takes a descriptor that we own, and no pointer.
-    if unsafe { libc::ftruncate(fd.as_raw_fd(), len_bytes as libc::off_t) } != 0 {
-        return Err(SysError::last("ftruncate"));
-    }
+    let fd = file::memfd_with(name, libc::MFD_ALLOW_SEALING, len_bytes as u64)?;
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
     // SAFETY: fcntl with F_ADD_SEALS takes a descriptor that we own, and no pointer.
     if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
@@ -96,25 +76,5 @@ unsafe fn map(
 /// Nobody uses it any more.
 pub(crate) unsafe fn unmap(addr: NonNull<u8>, len_bytes: usize) {
     // SAFETY: the caller gives the range up.
-    unsafe { libc::munmap(addr.as_ptr().cast(), len_bytes) };
-}
-
-/// Says which file is open under number `fd`; `None` when none is.
-pub(crate) fn file_id(fd: i32) -> Option<FileId> {
-    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: fstat writes one struct stat, which outlives the call; a wrong number only makes it fail.
-    if unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0 {
-        return None;
-    }
-    // SAFETY: fstat returned success and filled the struct.
-    let stat = unsafe { stat.assume_init() };
-    Some(FileId { dev: stat.st_dev, ino: stat.st_ino })
-}
-
-/// Closes number `fd` if the file `id` is open there; leaves it alone otherwise, because it is the program's.
-pub(crate) fn close_own(fd: i32, id: FileId) {
-    if file_id(fd) == Some(id) {
-        // SAFETY: the number refers to the file that our owner opened and now gives up.
-        unsafe { libc::close(fd) };
-    }
+    unsafe { libc::syscall(libc::SYS_munmap, addr.as_ptr(), len_bytes) };
 }

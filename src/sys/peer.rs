@@ -3,6 +3,7 @@
 //! The kernel decides who may look (`ptrace` access, read mode; attach mode for memory). Everything that comes
 //! back was written by somebody else. Not for the `malloc` path: directories are read through the C library.
 
+use super::maps::Line;
 use super::text::{Contents, read_regular};
 use crate::error::SysError;
 use std::fs;
@@ -58,20 +59,8 @@ pub(crate) fn mappings(pid: u32, prefix: &[u8]) -> Result<Vec<std::ops::Range<us
     let Contents::Bytes(maps) = read_regular(&PathBuf::from(format!("/proc/{pid}/maps")), LONGEST)? else {
         return Ok(Vec::new());
     };
-    let mut found = Vec::new();
-    for line in maps.split(|&b| b == b'\n') {
-        // start-end perms offset device inode      name
-        let mut fields = line.splitn(6, |&b| b == b' ');
-        let range = fields.next().unwrap_or_default();
-        let name = fields.nth(4).unwrap_or_default();
-        let range = std::str::from_utf8(range).ok().and_then(|range| range.split_once('-'));
-        let hex = |text| usize::from_str_radix(text, 16).ok();
-        let range = range.and_then(|(start, end)| Some(hex(start)?..hex(end)?));
-        if name.trim_ascii_start().starts_with(prefix) {
-            found.extend(range);
-        }
-    }
-    Ok(found)
+    let lines = maps.split(|&byte| byte == b'\n').filter_map(Line::parse);
+    Ok(lines.filter(|line| line.name.starts_with(prefix)).map(|line| line.addresses).collect())
 }
 
 /// Fills `bytes` from address `addr` of process `pid`, and returns how many could be read.
@@ -85,6 +74,18 @@ pub(crate) fn read_memory(pid: u32, addr: usize, bytes: &mut [u8]) -> Result<usi
     // address is the other process's and only the kernel looks at it.
     let nr = unsafe { libc::process_vm_readv(pid as libc::pid_t, &local, 1, &remote, 1, 0) };
     usize::try_from(nr).map_err(|_| SysError::last("process_vm_readv"))
+}
+
+/// Writes `bytes` to address `addr` of process `pid`, and returns how many could be written.
+///
+/// # Errors
+/// The refusal of process_vm_writev: `EPERM` without the right to attach, `EFAULT` for an address that is not there.
+pub(crate) fn write_memory(pid: u32, addr: usize, bytes: &[u8]) -> Result<usize, SysError> {
+    let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(addr), iov_len: bytes.len() };
+    // SAFETY: the kernel only reads the bytes, which outlive the call; what is overwritten is the caller's affair.
+    let nr = unsafe { libc::process_vm_writev(pid as libc::pid_t, &local, 1, &remote, 1, 0) };
+    usize::try_from(nr).map_err(|_| SysError::last("process_vm_writev"))
 }
 
 fn descriptor_path(pid: u32, fd: Option<u32>) -> PathBuf {

@@ -40,6 +40,5 @@ fn find(name: &std::ffi::CStr) -> Option<LockFn> {
 
 /// Writes a message to standard error, without allocating and without a lock.
 pub(crate) fn complain(message: &str) {
-    // SAFETY: the buffer is valid for its length; a failed write has no remedy.
-    unsafe { libc::write(libc::STDERR_FILENO, message.as_ptr().cast(), message.len()) };
+    super::descriptors::write_error(message.as_bytes());
 }

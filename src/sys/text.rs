@@ -4,8 +4,7 @@
 //! through plain system calls, so a process whose `malloc` we are can use it at any time; buffers are ordinary
 //! `Vec`s. Descriptors are close-on-exec and live only inside a call.
 
-use super::file::FIRST_OWN_DESCRIPTOR;
-use super::page::{FileId, file_id};
+use super::file::{self, FIRST_OWN_DESCRIPTOR, FileId, FileStat};
 use crate::error::SysError;
 use std::ffi::{CString, OsString};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -100,7 +99,7 @@ static KEPT_FILE: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 /// Keeps a descriptor of standard error for [`write_stderr`], whatever the program does to its own. Called before
 /// the program has threads.
 pub(crate) fn keep_stderr() {
-    let Some(id) = file_id(libc::STDERR_FILENO) else { return };
+    let Ok(FileStat { id, .. }) = file::stat(libc::STDERR_FILENO) else { return };
     // SAFETY: fcntl with F_DUPFD_CLOEXEC takes a number and no pointer; it fails on a closed one.
     let fd = unsafe { libc::fcntl(libc::STDERR_FILENO, libc::F_DUPFD_CLOEXEC, FIRST_OWN_DESCRIPTOR) };
     // Relaxed, all three: written before there are other threads.
@@ -114,7 +113,8 @@ pub(crate) fn write_stderr(bytes: &[u8]) {
     // Relaxed, all three: see `keep_stderr`.
     let kept = KEPT.load(Ordering::Relaxed);
     let id = FileId { dev: KEPT_FILE[0].load(Ordering::Relaxed), ino: KEPT_FILE[1].load(Ordering::Relaxed) };
-    let fd = if kept >= 0 && file_id(kept) == Some(id) { kept } else { libc::STDERR_FILENO };
+    let is_kept = kept >= 0 && file::stat(kept).is_ok_and(|stat| stat.id == id);
+    let fd = if is_kept { kept } else { libc::STDERR_FILENO };
     // SAFETY: the descriptor is only borrowed for the write; when it is closed meanwhile the write fails.
     let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
     let _ = write_all(&fd, bytes);

@@ -1,37 +1,102 @@
-//! The threads of the process, and a signal borrowed to reach them.
+//! The threads of the process.
 //!
-//! Nothing here allocates: it serves a fork, when the heap is at rest.
+//! Nothing here allocates but `spawn_own`: the rest serves a fork, when the heap is at rest.
 
-use libc::{c_int, pid_t};
+use super::file;
+use crate::error::SysError;
+use libc::{c_int, c_void, pid_t};
+use std::ffi::CStr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Returns how many threads the process has; 1 where /proc is not to be had.
-pub(crate) fn count() -> u64 {
+/// Returns how many threads the process has, unless the kernel does not tell.
+pub(crate) fn count() -> Option<u64> {
     // SAFETY: an all-zero stat is a valid value that the call overwrites.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
     // SAFETY: the path is NUL-terminated and the buffer is a stat.
     let rc = unsafe { libc::stat(c"/proc/self/task".as_ptr(), &raw mut stat) };
     // The directory has one link a thread, and two of its own.
-    if rc == 0 { (stat.st_nlink as u64).saturating_sub(2).max(1) } else { 1 }
+    (rc == 0).then(|| (stat.st_nlink as u64).saturating_sub(2))
 }
 
-/// The most threads that a [`Seen`] remembers.
-const MOST_THREADS: usize = 4096;
+/// Returns the kernel's number of the calling thread.
+pub(crate) fn own_id() -> u32 {
+    // SAFETY: takes no argument.
+    unsafe { libc::syscall(libc::SYS_gettid) as u32 }
+}
 
-/// Threads that were met already.
-pub(crate) struct Seen {
-    tids: [pid_t; MOST_THREADS],
+/// Makes a key whose value `destructor` gets when a thread ends that has set one; `None` when there are no more keys.
+pub(crate) fn make_key(destructor: unsafe extern "C" fn(*mut c_void)) -> Option<u32> {
+    let mut key: libc::pthread_key_t = 0;
+    // SAFETY: the key is writable; the caller's destructor is a function of this library, which is never unloaded.
+    (unsafe { libc::pthread_key_create(&raw mut key, Some(destructor)) } == 0).then_some(key)
+}
+
+/// Whether a thread of this process sleeps in the system call that locks use; `false` where the kernel does not tell.
+pub(crate) fn waits_for_lock(tid: u32) -> bool {
+    let mut path = [0u8; 64];
+    let mut text = [0u8; 32];
+    let Some(text) =
+        task_file(tid, b"/syscall\0", &mut path).and_then(|path| file::read_start(path, &mut text))
+    else {
+        return false;
+    };
+    // The call's number comes first, in decimal; "running" for a thread that does not sleep.
+    let digits = text.split(|&byte| byte == b' ').next().unwrap_or_default();
+    parse_number(digits).map(i64::from) == Some(libc::SYS_futex)
+}
+
+/// Writes the path of a file in a thread's folder of /proc; `name` ends with NUL.
+pub(super) fn task_file<'a>(tid: u32, name: &[u8], path: &'a mut [u8; 64]) -> Option<&'a CStr> {
+    let mut digits = [0u8; 10];
+    let mut at = digits.len();
+    let mut rest = tid;
+    while rest > 0 || at == digits.len() {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    let mut len = 0;
+    for part in [b"/proc/self/task/".as_slice(), &digits[at..], name] {
+        path.get_mut(len..len + part.len())?.copy_from_slice(part);
+        len += part.len();
+    }
+    CStr::from_bytes_with_nul(&path[..len]).ok()
+}
+
+/// Whether a thread of this process has ended and is only still listed.
+pub(crate) fn is_dead(tid: pid_t) -> bool {
+    let mut path = [0u8; 64];
+    let mut text = [0u8; 64];
+    let Some(text) =
+        task_file(tid as u32, b"/stat\0", &mut path).and_then(|path| file::read_start(path, &mut text))
+    else {
+        return false;
+    };
+    // number (name) state ..., where the name has 15 bytes at most.
+    let behind_name = text.iter().rposition(|&byte| byte == b')').and_then(|at| text.get(at + 2));
+    matches!(behind_name, Some(b'Z' | b'X'))
+}
+
+/// Up to `MOST` threads that were met already.
+pub(crate) struct Seen<const MOST: usize> {
+    tids: [pid_t; MOST],
     len: usize,
 }
 
-impl Seen {
+impl<const MOST: usize> Seen<MOST> {
     /// Makes an empty set.
-    pub(crate) fn new() -> Seen {
-        Seen { tids: [0; MOST_THREADS], len: 0 }
+    pub(crate) fn new() -> Seen<MOST> {
+        Seen { tids: [0; MOST], len: 0 }
+    }
+
+    /// Whether a thread was met already.
+    pub(crate) fn contains(&self, tid: pid_t) -> bool {
+        self.tids[..self.len].contains(&tid)
     }
 
     /// Adds a thread; returns whether it is new. A set that is full takes no more.
     pub(crate) fn insert(&mut self, tid: pid_t) -> bool {
-        if self.len == MOST_THREADS || self.tids[..self.len].contains(&tid) {
+        if self.len == MOST || self.contains(tid) {
             return false;
         }
         self.tids[self.len] = tid;
@@ -40,16 +105,16 @@ impl Seen {
     }
 }
 
-/// Calls `visit` with every thread of the process but the calling one; returns how often it said true.
-pub(crate) fn for_each_other(mut visit: impl FnMut(pid_t) -> bool) -> u32 {
+/// Calls `visit` with every thread of the process but the calling one and the library's own; returns how often it said
+/// true, or `None` where the kernel does not list them.
+pub(crate) fn for_each_other(mut visit: impl FnMut(pid_t) -> bool) -> Option<u32> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     // SAFETY: the path is NUL-terminated.
     let dir = unsafe { libc::open(c"/proc/self/task".as_ptr(), flags) };
     if dir < 0 {
-        return 0;
+        return None;
     }
-    // SAFETY: takes no argument.
-    let own = unsafe { libc::syscall(libc::SYS_gettid) } as pid_t;
+    let own = own_id() as pid_t;
     let mut buffer = [0u64; 512];
     let mut said_true = 0;
     loop {
@@ -60,7 +125,7 @@ pub(crate) fn for_each_other(mut visit: impl FnMut(pid_t) -> bool) -> u32 {
         // SAFETY: the kernel filled so many bytes of the buffer.
         let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), filled) };
         for name in names(bytes) {
-            if let Some(tid) = parse_tid(name).filter(|&tid| tid != own)
+            if let Some(tid) = parse_number(name).filter(|&tid| tid != own && !is_own(tid))
                 && visit(tid)
             {
                 said_true += 1;
@@ -69,7 +134,111 @@ pub(crate) fn for_each_other(mut visit: impl FnMut(pid_t) -> bool) -> u32 {
     }
     // SAFETY: the descriptor was opened above.
     unsafe { libc::close(dir) };
-    said_true
+    Some(said_true)
+}
+
+/// The most threads that the library starts.
+const MOST_OWN: usize = 16;
+
+/// The niceness of threads that the program waits for, where it may be below the program's.
+const WAITED_FOR_NICE: c_int = -10;
+
+/// How a thread of the library's stands to those of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Urgency {
+    /// Threads of the program wait for it, so it should not wait for a processor.
+    WaitedFor,
+    /// It does what nobody waits for. No less than the program's own threads, since it holds locks of theirs.
+    Background,
+}
+
+/// The threads that the library started, each with the number of its process in the upper half: a forked child has none
+/// of its parent's. They run only library code, so nobody needs to stop them.
+static OWN: [AtomicU64; MOST_OWN] = [const { AtomicU64::new(0) }; MOST_OWN];
+
+fn is_own(tid: pid_t) -> bool {
+    let word = own_word(tid);
+    // Acquire: pairs with the Release of `spawn_own`; nothing else is read.
+    OWN.iter().any(|own| own.load(Ordering::Acquire) == word)
+}
+
+fn own_word(tid: pid_t) -> u64 {
+    u64::from(std::process::id()) << 32 | u64::from(tid as u32)
+}
+
+/// Starts a thread of the library's own: all signals blocked, known to [`for_each_other`]. Returns when it runs.
+///
+/// # Errors
+/// The refusal of pthread_create, or `EAGAIN` when the library has as many as it can have.
+pub(crate) fn spawn_own(
+    body: extern "C" fn(usize),
+    argument: usize,
+    urgency: Urgency,
+) -> Result<(), SysError> {
+    struct Start {
+        body: extern "C" fn(usize),
+        argument: usize,
+        urgency: Urgency,
+        /// 0 until the thread runs; then 1, or 2 when there was no place for it.
+        state: AtomicU32,
+    }
+    extern "C" fn run(start: *mut libc::c_void) -> *mut libc::c_void {
+        // SAFETY: the starter keeps the structure until the state changes.
+        let start = unsafe { &*start.cast::<Start>() };
+        let (body, argument) = (start.body, start.argument);
+        let word = own_word(own_id() as pid_t);
+        let is_stale = |own: u64| own >> 32 != word >> 32;
+        let place = OWN.iter().find(|own| {
+            // Release: pairs with the Acquire of `is_own`.
+            own.fetch_update(Ordering::Release, Ordering::Relaxed, |own| is_stale(own).then_some(word))
+                .is_ok()
+        });
+        let has_place = place.is_some();
+        if start.urgency == Urgency::WaitedFor {
+            // Without the right to it the thread runs like others.
+            // SAFETY: takes numbers only; 0 is the calling thread.
+            let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, WAITED_FOR_NICE) };
+        }
+        // Release: pairs with the Acquire of the starter, whose structure is gone after it.
+        start.state.store(if has_place { 1 } else { 2 }, Ordering::Release);
+        if has_place {
+            body(argument);
+            // Not known any more; the number may be another thread's soon.
+            if let Some(own) = place {
+                own.store(0, Ordering::Release);
+            }
+        }
+        std::ptr::null_mut()
+    }
+    let start = Start { body, argument, urgency, state: AtomicU32::new(0) };
+    // SAFETY: all-zero sets are valid values.
+    let (mut all, mut former): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is a local.
+    unsafe { libc::sigfillset(&raw mut all) };
+    // SAFETY: both sets are locals. The new thread inherits the mask.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, &raw mut former) };
+    let mut thread = std::mem::MaybeUninit::<libc::pthread_t>::uninit();
+    // SAFETY: the function takes a pointer to the structure, which outlives the wait below.
+    let errno = unsafe {
+        libc::pthread_create(thread.as_mut_ptr(), std::ptr::null(), run, (&raw const start).cast_mut().cast())
+    };
+    // SAFETY: as for the first call.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const former, std::ptr::null_mut()) };
+    if errno != 0 {
+        return Err(SysError { call: "pthread_create", errno });
+    }
+    // SAFETY: pthread_create returned success and filled it.
+    let thread = unsafe { thread.assume_init() };
+    // SAFETY: nobody joins the thread.
+    unsafe { libc::pthread_detach(thread) };
+    // Acquire: pairs with the Release of the thread.
+    while start.state.load(Ordering::Acquire) == 0 {
+        std::thread::yield_now();
+    }
+    match start.state.load(Ordering::Acquire) {
+        1 => Ok(()),
+        _ => Err(SysError { call: "pthread_create", errno: libc::EAGAIN }),
+    }
 }
 
 /// The names in a buffer of `struct linux_dirent64`: the record's length is at byte 16, its name from byte 19 on.
@@ -83,54 +252,11 @@ fn names(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-fn parse_tid(name: &[u8]) -> Option<pid_t> {
-    name.iter().try_fold(0 as pid_t, |tid, &digit| {
+fn parse_number(digits: &[u8]) -> Option<pid_t> {
+    digits.iter().try_fold(0 as pid_t, |tid, &digit| {
         let digit = digit.is_ascii_digit().then(|| pid_t::from(digit - b'0'))?;
         tid.checked_mul(10)?.checked_add(digit)
     })
-}
-
-/// A real-time signal that the program does not use, with a handler of ours.
-///
-/// The handler stays for good: a thread that blocks the signal may get it much later, and the default action would
-/// end the process.
-pub(crate) struct BorrowedSignal {
-    number: c_int,
-}
-
-impl BorrowedSignal {
-    /// Finds a signal that has no handler, or ours from before, and installs `handler`, which may only do what a signal handler may.
-    pub(crate) fn take(handler: extern "C" fn(c_int)) -> Option<BorrowedSignal> {
-        for number in (libc::SIGRTMIN()..libc::SIGRTMAX()).rev() {
-            // SAFETY: all-zero sigactions are valid values.
-            let (mut former, mut own): (libc::sigaction, libc::sigaction) = unsafe { std::mem::zeroed() };
-            // SAFETY: asks for the present action only.
-            let rc = unsafe { libc::sigaction(number, std::ptr::null(), &raw mut former) };
-            own.sa_sigaction = handler as *const () as usize;
-            if rc == 0 && former.sa_sigaction == own.sa_sigaction {
-                return Some(BorrowedSignal { number });
-            }
-            if rc != 0 || former.sa_sigaction != libc::SIG_DFL {
-                continue;
-            }
-            own.sa_flags = libc::SA_RESTART | libc::SA_ONSTACK;
-            // SAFETY: the set is a field of a valid sigaction.
-            unsafe { libc::sigfillset(&raw mut own.sa_mask) };
-            // SAFETY: both pointers are valid; the handler is what the caller vouched for.
-            if unsafe { libc::sigaction(number, &raw const own, std::ptr::null_mut()) } == 0 {
-                return Some(BorrowedSignal { number });
-            }
-        }
-        None
-    }
-
-    /// Sends the signal to a thread of this process; returns whether the thread was there.
-    pub(crate) fn send(&self, tid: pid_t) -> bool {
-        // SAFETY: takes no argument.
-        let own = unsafe { libc::getpid() };
-        // SAFETY: takes no pointer.
-        unsafe { libc::syscall(libc::SYS_tgkill, own, tid, self.number) == 0 }
-    }
 }
 
 #[cfg(test)]
@@ -142,15 +268,14 @@ mod tests {
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         let (tell, told) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
-            // SAFETY: takes no argument.
-            tell.send(unsafe { libc::syscall(libc::SYS_gettid) } as pid_t).expect("the test waits");
+            tell.send(own_id() as pid_t).expect("the test waits");
             let _ = stopped.recv();
         });
         let tid = told.recv().expect("the thread tells its number");
-        let mut seen = Seen::new();
+        let mut seen = Seen::<64>::new();
         for_each_other(|tid| seen.insert(tid));
         assert!(!seen.insert(tid), "the thread was not found");
-        assert!(count() >= 2);
+        assert!(count() >= Some(2));
         drop(stop);
         thread.join().expect("the thread ends");
     }
