@@ -1,21 +1,36 @@
-//! One extent under its lock: header and bitmaps together.
+//! One extent under its lock: which blocks are free, which are split, and runs of whole blocks.
+//!
+//! [`Header`] is 64 bytes with its lock. Everything in it, and the tags and heads of `split`, is plain data under the
+//! lock; the words of the bitmap are atomics because magazines look at single bits without it.
 
-use super::bitmap::Bitmaps;
-use super::{EXTENT_ORDER, EXTENT_PAGES, OffsetError};
-use crate::sync::{LazySlice, Mutex, MutexGuard, Zeroed};
-use crate::units::Order;
+use super::geometry::{
+    BLOCK_ORDER, BLOCK_PAGES, BLOCK_WORDS, Class, EXTENT_BLOCKS, EXTENT_PAGES, EXTENT_UNITS, UNIT_RUNS, bits,
+    free_runs, run_mask,
+};
+use super::split::{Heads, Tags, Words};
+use super::{OffsetAllocator, region};
+use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard, Zeroed};
 
-/// The counters of an extent. All zero: the extent is absent.
+/// The masks of an extent, one bit a block. All zero: the extent is absent.
 #[derive(Debug, Default)]
 pub(super) struct Header {
+    /// Blocks that are no free block: allocated, held by a magazine, split, or past the end.
+    pub(super) taken: u64,
+    /// First blocks of runs of two blocks and more, and blocks past the end.
+    pub(super) head: u64,
+    /// Blocks that are handed out in smaller runs.
+    pub(super) split: u64,
+    /// Split blocks for what lives long.
+    pub(super) long: u64,
+    /// Split blocks of which some page is free in the bitmap.
+    pub(super) room: u64,
     /// Pages in the extent, 0 when it is absent.
     pub(super) nr_pages: u32,
-    /// Pages that are free.
-    pub(super) free: u32,
-    /// Every word of the bitmap below this one is full.
-    pub(super) first_word: u32,
-    /// The order of the run that this extent is a part of, when that is above the extent's own; otherwise 0.
-    pub(super) span: u8,
+    /// Units of whole blocks of which a magazine holds some.
+    pub(super) owned: u8,
+    /// The region knows that blocks of this extent are in use, so no run spans it.
+    pub(super) is_open: bool,
 }
 
 impl Default for Mutex<Header> {
@@ -27,132 +42,293 @@ impl Default for Mutex<Header> {
 // SAFETY: a free lock is 0, and so is an absent extent's header.
 unsafe impl Zeroed for Mutex<Header> {}
 
-/// An extent whose lock is held.
+/// A search finds a split block with room here.
+pub(super) const ROOM: u8 = 1;
+/// A search finds a free block here.
+pub(super) const BLOCK: u8 = 2;
+/// The extent is not open: it is for searches only while its region says that it is idle.
+pub(super) const SHUT: u8 = 4;
+
+/// Blocks that no extent has.
+const NO_BLOCKS: u64 = if EXTENT_BLOCKS == 64 { 0 } else { u64::MAX << (EXTENT_BLOCKS % 64) };
+
+/// An extent whose lock is held. Dropping it publishes what searches look at and gives the lock back.
 pub(super) struct Locked<'a> {
     pub(super) index: usize,
-    pub(super) header: MutexGuard<'a, Header>,
-    bitmaps: &'a LazySlice<Bitmaps>,
+    /// `None` only while it is dropped.
+    guard: Option<MutexGuard<'a, Header>>,
+    pub(super) offsets: &'a OffsetAllocator,
+    /// The lock stays held when this is dropped.
+    keep: bool,
 }
 
 impl<'a> Locked<'a> {
     pub(super) fn new(
         index: usize,
-        header: MutexGuard<'a, Header>,
-        bitmaps: &'a LazySlice<Bitmaps>,
+        guard: MutexGuard<'a, Header>,
+        offsets: &'a OffsetAllocator,
+        keep: bool,
     ) -> Locked<'a> {
-        Locked { index, header, bitmaps }
+        Locked { index, guard: Some(guard), offsets, keep }
     }
 
-    /// Returns the bitmaps. The extent is present.
-    pub(super) fn maps(&self) -> &Bitmaps {
-        debug_assert!(self.header.nr_pages != 0);
-        // SAFETY: a present extent's bitmaps are populated; the lock keeps writers out (I1).
-        unsafe { self.bitmaps.get(self.index) }
+    pub(super) fn header(&self) -> &Header {
+        self.guard.as_ref().expect("held until drop")
     }
 
-    fn maps_mut(&mut self) -> &mut Bitmaps {
-        debug_assert!(self.header.nr_pages != 0);
-        // SAFETY: a present extent's bitmaps are populated.
-        let mut maps = unsafe { self.bitmaps.element_ptr(self.index) };
+    pub(super) fn header_mut(&mut self) -> &mut Header {
+        self.guard.as_mut().expect("held until drop")
+    }
+
+    pub(super) fn is_present(&self) -> bool {
+        self.header().nr_pages != 0
+    }
+
+    pub(super) fn is_full_length(&self) -> bool {
+        u64::from(self.header().nr_pages) == EXTENT_PAGES
+    }
+
+    /// Returns the words of the bitmap. The extent is present.
+    pub(super) fn words(&self) -> &'a Words {
+        debug_assert!(self.is_present());
+        // SAFETY: a present extent's words are populated.
+        unsafe { self.offsets.words.get(self.index) }
+    }
+
+    pub(super) fn tags(&self) -> &Tags {
+        // SAFETY: all tags are populated at construction; the lock keeps writers out (I1).
+        unsafe { self.offsets.tags.get(self.index) }
+    }
+
+    pub(super) fn tags_mut(&mut self) -> &mut Tags {
+        // SAFETY: all tags are populated at construction.
+        let mut tags = unsafe { self.offsets.tags.element_ptr(self.index) };
         // SAFETY: only the holder of this extent's lock looks at them (I1), and the borrow of `self` is exclusive.
-        unsafe { maps.as_mut() }
+        unsafe { tags.as_mut() }
     }
 
-    /// Ends the access without giving the lock back.
-    pub(super) fn keep_locked(self) {
-        self.header.keep_locked();
+    /// Returns the heads of mixed words. The extent is present.
+    pub(super) fn heads(&self) -> &Heads {
+        debug_assert!(self.is_present());
+        // SAFETY: a present extent's heads are populated; the lock keeps writers out (I1).
+        unsafe { self.offsets.heads.get(self.index) }
     }
 
-    /// Makes the extent present with `nr_pages` free pages. Its bitmaps were populated.
+    pub(super) fn heads_mut(&mut self) -> &mut Heads {
+        debug_assert!(self.is_present());
+        // SAFETY: a present extent's heads are populated.
+        let mut heads = unsafe { self.offsets.heads.element_ptr(self.index) };
+        // SAFETY: as for the tags.
+        unsafe { heads.as_mut() }
+    }
+
+    /// Which blocks are runs of their own, or held as such by a magazine. Magazines look at it without the lock.
+    pub(super) fn wholes(&self) -> &'a AtomicU64 {
+        self.offsets.wholes(self.index)
+    }
+
+    pub(super) fn whole_mask(&self) -> u64 {
+        // Relaxed: written under the lock that is held.
+        self.wholes().load(Ordering::Relaxed)
+    }
+
+    fn set_whole_mask(&self, mask: u64) {
+        // Relaxed: whoever asks about a block holds it, and so was told of it after this.
+        self.wholes().store(mask, Ordering::Relaxed);
+    }
+
+    /// Makes the extent present with `nr_pages` free pages. Its words were populated and are zero.
     pub(super) fn start(&mut self, nr_pages: u64) {
         debug_assert!(nr_pages > 0 && nr_pages <= EXTENT_PAGES);
-        *self.header = Header { nr_pages: nr_pages as u32, free: nr_pages as u32, first_word: 0, span: 0 };
-        self.maps_mut().reset(nr_pages as usize);
+        let (blocks, rest) = (nr_pages as usize / BLOCK_PAGES, nr_pages as usize % BLOCK_PAGES);
+        let past = if blocks == 64 { 0 } else { u64::MAX << blocks };
+        let partial = if rest == 0 { 0 } else { 1u64 << blocks };
+        *self.header_mut() = Header {
+            taken: past | NO_BLOCKS,
+            head: (past | NO_BLOCKS) & !partial,
+            split: partial,
+            room: partial,
+            nr_pages: nr_pages as u32,
+            is_open: nr_pages < EXTENT_PAGES,
+            ..Header::default()
+        };
+        self.set_whole_mask(0);
+        if rest != 0 {
+            for word in blocks * BLOCK_WORDS..(blocks + 1) * BLOCK_WORDS {
+                self.words().set(word, self.base(word));
+            }
+        }
+        if self.is_full_length() {
+            self.offsets.set_idle(self.index);
+        }
     }
 
-    /// Makes the extent absent.
+    /// Makes the idle extent absent. Its idle bit was taken.
     pub(super) fn end(&mut self) {
-        *self.header = Header::default();
-    }
-
-    /// Refuses a run that is not wholly in the present part of the extent.
-    pub(super) fn check_present(&self, page: usize, order: Order) -> Result<(), OffsetError> {
-        if page as u64 + order.nr_pages() > u64::from(self.header.nr_pages) {
-            return Err(OffsetError::ExtentAbsent { extent: self.index });
+        for word in self.header().nr_pages as usize / 64..super::geometry::EXTENT_WORDS {
+            if self.base(word) != 0 {
+                self.words().set(word, 0);
+            }
         }
-        Ok(())
+        *self.header_mut() = Header::default();
+        self.set_whole_mask(0);
+        *self.tags_mut() = Tags::default();
     }
 
-    /// Returns the first free run of `order`.
-    pub(super) fn find(&self, order: Order) -> Option<usize> {
-        if u64::from(self.header.free) < order.nr_pages() {
+    /// Makes sure that no run spans the extent while blocks of it are in use.
+    pub(super) fn open(&mut self) -> bool {
+        if !self.header().is_open {
+            let region = self.offsets.region_of(self.index);
+            let opened = region.update(|word| region::open(word, self.index % 8));
+            self.header_mut().is_open = opened;
+        }
+        self.header().is_open
+    }
+
+    /// Tells the region when the extent has become idle.
+    fn shut_if_idle(&mut self) {
+        if self.is_full_length() && self.header().is_open && self.header().taken == NO_BLOCKS {
+            self.header_mut().is_open = false;
+            self.offsets.set_idle(self.index);
+        }
+    }
+
+    /// Takes the lowest free aligned run of 2^order pages, for orders of blocks, from an open extent.
+    pub(super) fn take_blocks(&mut self, order: u8) -> Option<u64> {
+        let runs = free_runs(self.header().taken, order - BLOCK_ORDER);
+        (runs != 0).then(|| {
+            let block = runs.trailing_zeros() as usize;
+            self.mark_blocks(block, order);
+            self.offset_of(block * BLOCK_PAGES)
+        })
+    }
+
+    pub(super) fn mark_blocks(&mut self, block: usize, order: u8) {
+        debug_assert!(self.header().is_open);
+        self.header_mut().taken |= run_mask(block, order - BLOCK_ORDER);
+        if order == BLOCK_ORDER {
+            self.set_whole_mask(self.whole_mask() | 1 << block);
+        } else {
+            self.header_mut().head |= 1 << block;
+        }
+    }
+
+    /// Gives the run of 2^order pages at `block` back.
+    pub(super) fn give_blocks(&mut self, block: usize, order: u8) {
+        let run = run_mask(block, order - BLOCK_ORDER);
+        debug_assert_eq!(self.header().taken & run, run);
+        if order == BLOCK_ORDER {
+            self.set_whole_mask(self.whole_mask() & !run);
+        } else {
+            self.header_mut().head &= !(1 << block);
+        }
+        self.free_blocks(run);
+    }
+
+    /// Makes blocks free.
+    pub(super) fn free_blocks(&mut self, run: u64) {
+        self.header_mut().taken &= !run;
+        self.shut_if_idle();
+    }
+
+    /// Returns the order of the run of whole blocks that begins at `block`, allocated or held by a magazine.
+    pub(super) fn block_order_at(&self, block: usize) -> Option<u8> {
+        let header = self.header();
+        if self.whole_mask() >> block & 1 != 0 {
+            return Some(BLOCK_ORDER);
+        }
+        if header.head >> block & 1 == 0 || block * BLOCK_PAGES >= header.nr_pages as usize {
             return None;
         }
-        self.maps().find(order, self.header.first_word as usize)
+        // The run goes on over blocks that are taken and nothing else.
+        let body = header.taken & !header.head & !header.split & !self.whole_mask();
+        let rest = if block == 63 { 0 } else { body >> (block + 1) };
+        Some(BLOCK_ORDER + (rest.trailing_ones() + 1).ilog2() as u8)
     }
 
-    /// Marks the free run at `page` allocated.
-    pub(super) fn take(&mut self, page: usize, order: Order) {
-        self.maps_mut().take(page, order, true);
-        self.header.free -= order.nr_pages() as u32;
-        let nr_words = EXTENT_PAGES as usize / 64;
-        while (self.header.first_word as usize) < nr_words
-            && self.maps().is_full(self.header.first_word as usize)
-        {
-            self.header.first_word += 1;
+    /// Takes the free blocks of a unit for a magazine: at most `UNIT_RUNS`, of the first unit with any that no magazine
+    /// has. The extent is open.
+    pub(super) fn take_block_unit(&mut self) -> Option<(u64, u32)> {
+        let unit = (0..EXTENT_UNITS)
+            .find(|&unit| self.header().owned >> unit & 1 == 0 && self.free_of_unit(unit) != 0)?;
+        // A few, the lowest: what a magazine holds is not there for smaller runs.
+        let held =
+            bits(self.free_of_unit(unit)).take(MAX_HELD_BLOCKS).fold(0, |mask, bit| mask | 1u64 << bit);
+        let blocks = held << (unit * UNIT_RUNS);
+        self.header_mut().taken |= blocks;
+        self.header_mut().owned |= 1 << unit;
+        self.set_whole_mask(self.whole_mask() | blocks);
+        Some(((self.index * EXTENT_UNITS + unit) as u64, held as u32))
+    }
+
+    fn free_of_unit(&self, unit: usize) -> u64 {
+        !self.header().taken >> (unit * UNIT_RUNS) & ((1u64 << UNIT_RUNS) - 1)
+    }
+
+    /// Takes back what a magazine held of a unit.
+    pub(super) fn give_unit(&mut self, class: Class, unit: u64, held: u32) {
+        debug_assert_eq!(class.extent_of(unit), self.index);
+        if class != Class::BLOCK {
+            return self.give_small_unit(class, unit, held);
         }
+        let unit = unit as usize % EXTENT_UNITS;
+        // A bit that is clear in `wholes` was freed twice at the same instant; the block is free already (I5).
+        let blocks = u64::from(held) << (unit * UNIT_RUNS) & self.whole_mask();
+        self.header_mut().owned &= !(1 << unit);
+        self.set_whole_mask(self.whole_mask() & !blocks);
+        self.free_blocks(blocks);
     }
 
-    /// Marks the allocated run at `page` free.
-    pub(super) fn give(&mut self, page: usize, order: Order) {
-        self.maps_mut().give(page, order);
-        self.header.free += order.nr_pages() as u32;
-        self.header.first_word = self.header.first_word.min((page / 64) as u32);
+    /// Returns the offset of a page of this extent.
+    pub(super) fn offset_of(&self, page: usize) -> u64 {
+        self.index as u64 * EXTENT_PAGES + page as u64
     }
 
-    /// Marks this wholly free extent as a part of a run of `order`, which spans extents.
-    pub(super) fn take_span(&mut self, order: Order, is_head: bool) {
-        let whole = whole_extent();
-        self.maps_mut().take(0, whole, is_head);
-        self.header.free = 0;
-        self.header.span = order.get();
-    }
-
-    /// Marks this part of a spanning run free.
-    pub(super) fn give_span(&mut self) {
-        self.maps_mut().give(0, whole_extent());
-        self.header.free = self.header.nr_pages;
-        self.header.first_word = 0;
-        self.header.span = 0;
-    }
-
-    /// Returns whether the extent is present in full length and wholly free.
-    pub(super) fn is_whole(&self) -> bool {
-        u64::from(self.header.free) == EXTENT_PAGES
-    }
-
-    /// Returns the order of the run that begins at `page`.
-    pub(super) fn order_at(&self, page: usize) -> Option<u8> {
-        if page >= self.header.nr_pages as usize || !self.maps().is_head(page) {
-            return None;
+    /// Counts the pages that are free in the bitmaps: not those in magazines.
+    pub(super) fn count_free(&self) -> u64 {
+        if !self.is_present() || self.is_spanned() {
+            return 0;
         }
-        if self.header.span != 0 {
-            return Some(self.header.span);
-        }
-        Some(self.maps().run_len(page, self.header.nr_pages as usize).ilog2() as u8)
+        let blocks = (!self.header().taken).count_ones() as u64 * BLOCK_PAGES as u64;
+        let pages: u64 = bits(self.header().room)
+            .flat_map(|block| block * BLOCK_WORDS..(block + 1) * BLOCK_WORDS)
+            .map(|word| u64::from(self.words().word(word).count_zeros()))
+            .sum();
+        blocks + pages
     }
 
-    /// Returns one more than the largest order that the number of free pages allows (I4).
-    pub(super) fn bound_by_free(&self) -> u8 {
-        self.header.free.checked_ilog2().map_or(0, |order| order as u8 + 1)
+    /// Returns whether a run that spans extents covers this one.
+    pub(super) fn is_spanned(&self) -> bool {
+        !self.header().is_open
+            && region::is_spanned(self.offsets.region_of(self.index).load(), self.index % 8)
+    }
+
+    fn publish(&self) {
+        let header = self.header();
+        let mut flags = 0;
+        if header.nr_pages != 0 {
+            flags |= if header.room != 0 { ROOM } else { 0 };
+            flags |= if header.taken != u64::MAX { BLOCK } else { 0 };
+            flags |= if header.is_open { 0 } else { SHUT };
+        }
+        let published: &AtomicU8 = self.offsets.flags(self.index);
+        // Relaxed: written under the lock that is held.
+        if published.load(Ordering::Relaxed) != flags {
+            // Release: pairs with the Acquire of searches: whoever passes this extent over because of what was taken
+            // here also sees what was freed elsewhere before.
+            published.store(flags, Ordering::Release);
+        }
     }
 }
 
-/// Returns the order of a whole extent.
-pub(super) fn whole_extent() -> Order {
-    const WHOLE: Order = match Order::new(EXTENT_ORDER) {
-        Ok(order) => order,
-        Err(_) => panic!("an extent is at most the largest order"),
-    };
-    WHOLE
+/// Blocks that a magazine takes at once.
+const MAX_HELD_BLOCKS: usize = 8;
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        self.publish();
+        if let Some(guard) = self.guard.take().filter(|_| self.keep) {
+            guard.keep_locked();
+        }
+    }
 }

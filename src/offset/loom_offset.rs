@@ -1,5 +1,7 @@
-//! Models of the offset allocator: two threads, one property each. Extents are 64 pages here.
+//! Models of the offset allocator: two threads, one property each. Blocks have 64 pages here, extents 256, and a unit has
+//! two runs. Slots change by compare-and-swap: the section of the real one is the same step on fewer processors.
 
+use super::magazine::set_cpu;
 use super::{Lifetime, OffsetAllocator, OffsetError};
 use crate::units::Order;
 use loom::sync::Arc;
@@ -9,25 +11,37 @@ fn order(order: u8) -> Order {
     Order::new(order).expect("valid")
 }
 
-/// An allocator of one extent in which all but the last `free` pages are taken.
-fn nearly_full(free: u64) -> Arc<OffsetAllocator> {
-    let offsets = OffsetAllocator::new(64, Order::PAGE).expect("room");
-    offsets.add_extent_pages(0, free).expect("absent");
+/// An allocator of one extent that has `pages` pages.
+fn with_pages(pages: u64) -> Arc<OffsetAllocator> {
+    let offsets = OffsetAllocator::new(256, Order::PAGE).expect("room");
+    offsets.add_extent_pages(0, pages).expect("absent");
     Arc::new(offsets)
+}
+
+/// Runs `f` on another thread, on processor 1; the models' own is processor 0.
+fn beside<R: 'static>(
+    offsets: &Arc<OffsetAllocator>,
+    f: impl FnOnce(&OffsetAllocator) -> R + 'static,
+) -> thread::JoinHandle<R> {
+    let offsets = offsets.clone();
+    thread::spawn(move || {
+        set_cpu(1);
+        f(&offsets)
+    })
+}
+
+fn alloc(offsets: &OffsetAllocator, size: u8) -> Result<u64, OffsetError> {
+    offsets.alloc(order(size), Lifetime::Short)
 }
 
 #[test]
 fn loom_offset_no_run_is_handed_out_twice() {
     loom::model(|| {
-        let offsets = nearly_full(2);
-        let other = {
-            let offsets = offsets.clone();
-            thread::spawn(move || offsets.alloc(order(0), Lifetime::Short))
-        };
-        let mine = offsets.alloc(order(1), Lifetime::Short);
-        let theirs = other.join().expect("no panic");
+        let offsets = with_pages(2);
+        let other = beside(&offsets, |offsets| alloc(offsets, 0).is_ok());
+        let mine = alloc(&offsets, 1).is_ok();
         // Two pages: either the pair or the single page, never both, never neither.
-        assert!(mine.is_ok() != theirs.is_ok());
+        assert!(mine != other.join().expect("no panic"));
         offsets.validate().expect("consistent");
     });
 }
@@ -35,19 +49,47 @@ fn loom_offset_no_run_is_handed_out_twice() {
 #[test]
 fn loom_offset_no_request_fails_while_a_page_is_free() {
     loom::model(|| {
-        let offsets = nearly_full(2);
-        let first = offsets.alloc(order(0), Lifetime::Short).expect("two are free");
+        let offsets = with_pages(2);
+        let first = alloc(&offsets, 0).expect("two are free");
+        let other = beside(&offsets, move |offsets| {
+            // Never fewer than one page is free for each of the two threads; this processor's magazine may get it.
+            offsets.free(first, order(0)).expect("allocated");
+            alloc(offsets, 0).expect("a page is free")
+        });
+        let mine = alloc(&offsets, 0).expect("a page is free");
+        assert_ne!(mine, other.join().expect("no panic"));
+        offsets.validate().expect("consistent");
+    });
+}
+
+#[test]
+fn loom_offset_a_page_in_the_other_magazine_is_stolen() {
+    loom::model(|| {
+        let offsets = with_pages(2);
+        // Processor 0 has the second page in its magazine while it takes and gives back the first.
+        let first = alloc(&offsets, 0).expect("free");
+        let other = beside(&offsets, |offsets| alloc(offsets, 0).expect("one is free all along"));
+        offsets.free(first, order(0)).expect("allocated");
+        let theirs = other.join().expect("no panic");
+        offsets.validate().expect("consistent");
+        assert_eq!(offsets.free_pages(), 1);
+        assert_eq!(offsets.free(theirs, order(0)), Ok(()));
+        assert_eq!(offsets.free_pages(), 2);
+    });
+}
+
+#[test]
+fn loom_offset_a_magazine_serves_its_processors_threads_one_run_each() {
+    loom::model(|| {
+        let offsets = with_pages(4);
+        let first = alloc(&offsets, 0).expect("free");
         let other = {
             let offsets = offsets.clone();
-            thread::spawn(move || {
-                // Never fewer than one page is free for each of the two threads.
-                offsets.free(first, order(0)).expect("allocated");
-                offsets.alloc(order(0), Lifetime::Short).expect("a page is free")
-            })
+            thread::spawn(move || alloc(&offsets, 0).expect("free"))
         };
-        let mine = offsets.alloc(order(0), Lifetime::Short).expect("a page is free");
+        let mine = alloc(&offsets, 0).expect("free");
         let theirs = other.join().expect("no panic");
-        assert_ne!(mine, theirs);
+        assert!(mine != theirs && mine != first && theirs != first);
         offsets.validate().expect("consistent");
     });
 }
@@ -55,41 +97,69 @@ fn loom_offset_no_request_fails_while_a_page_is_free() {
 #[test]
 fn loom_offset_one_of_two_frees_wins() {
     loom::model(|| {
-        let offsets = nearly_full(4);
-        let run = offsets.alloc(order(1), Lifetime::Short).expect("free");
-        let free = move |offsets: &OffsetAllocator| offsets.free(run, order(1));
+        let offsets = with_pages(8);
+        // Both threads are on processor 0, whose magazine has the unit.
+        let run = alloc(&offsets, 0).expect("free");
         let other = {
             let offsets = offsets.clone();
-            thread::spawn(move || free(&offsets))
+            thread::spawn(move || offsets.free(run, order(0)))
         };
-        let mine = free(&offsets);
+        let mine = offsets.free(run, order(0));
         let theirs = other.join().expect("no panic");
         assert!(mine.is_ok() != theirs.is_ok());
-        let loser = mine.and(theirs).expect_err("one lost");
-        assert_eq!(loser, OffsetError::NotAllocated { offset: run });
-        assert_eq!(offsets.free_pages(), 4);
+        assert_eq!(mine.and(theirs), Err(OffsetError::NotAllocated { offset: run }));
+        assert_eq!(offsets.free_pages(), 8);
         offsets.validate().expect("consistent");
     });
 }
 
 #[test]
-fn loom_offset_a_free_page_that_moves_behind_the_search_is_found() {
+fn loom_offset_a_run_freed_twice_from_two_processors_is_free_once() {
     loom::model(|| {
-        let offsets = OffsetAllocator::new(128, Order::PAGE).expect("room");
-        (0..2).for_each(|extent| offsets.add_extent_pages(extent, 1).expect("absent"));
-        offsets.reserve(0, order(0)).expect("free");
-        let offsets = Arc::new(offsets);
-        let other = {
-            let offsets = offsets.clone();
-            thread::spawn(move || {
-                offsets.free(0, order(0)).expect("allocated");
-                offsets.reserve(64, order(0)).is_ok()
-            })
-        };
-        // One of the two pages is free all along.
-        let mine = offsets.alloc(order(0), Lifetime::Short).expect("a page is free");
-        let reserved = other.join().expect("no panic");
-        assert!(!reserved || mine == 0);
+        let offsets = with_pages(2);
+        let run = alloc(&offsets, 0).expect("free");
+        let other = beside(&offsets, move |offsets| offsets.free(run, order(0)).is_ok());
+        let mine = offsets.free(run, order(0)).is_ok();
+        // Both may succeed (I5), one does.
+        assert!(mine | other.join().expect("no panic"));
+        let pages = [alloc(&offsets, 0), alloc(&offsets, 0), alloc(&offsets, 0)].map(Result::ok);
+        assert!(pages[0].is_some() && pages[1].is_some() && pages[0] != pages[1]);
+        assert_eq!(pages[2], None);
+    });
+}
+
+#[test]
+fn loom_offset_a_page_and_its_block_exclude_each_other() {
+    loom::model(|| {
+        let offsets = with_pages(64);
+        let other = beside(&offsets, |offsets| alloc(offsets, 0).is_ok());
+        let mine = alloc(&offsets, 6).is_ok();
+        assert!(mine != other.join().expect("no panic"), "one of them, never both");
+        offsets.validate().expect("consistent");
+    });
+}
+
+#[test]
+fn loom_offset_two_runs_of_two_blocks_in_three_are_one() {
+    loom::model(|| {
+        let offsets = with_pages(192);
+        let other = beside(&offsets, |offsets| alloc(offsets, 7).is_ok());
+        let mine = alloc(&offsets, 7).is_ok();
+        assert!(mine != other.join().expect("no panic"), "one of them, never both");
+        offsets.validate().expect("consistent");
+    });
+}
+
+#[test]
+fn loom_offset_a_block_that_is_freed_by_pages_serves_a_whole() {
+    loom::model(|| {
+        let offsets = with_pages(64);
+        let page = alloc(&offsets, 4).expect("free");
+        let other = beside(&offsets, move |offsets| offsets.free(page, order(4)));
+        let early = alloc(&offsets, 6).ok();
+        other.join().expect("no panic").expect("allocated");
+        let late = alloc(&offsets, 6).ok();
+        assert!(early.is_some() != late.is_some());
         offsets.validate().expect("consistent");
     });
 }
@@ -97,17 +167,14 @@ fn loom_offset_a_free_page_that_moves_behind_the_search_is_found() {
 #[test]
 fn loom_offset_one_of_two_frees_of_a_spanning_run_wins() {
     loom::model(|| {
-        let offsets = OffsetAllocator::new(128, Order::PAGE).expect("room");
+        let offsets = OffsetAllocator::new(512, Order::PAGE).expect("room");
         (0..2).for_each(|extent| offsets.add_extent(extent).expect("absent"));
-        let run = offsets.alloc(order(7), Lifetime::Short).expect("free");
+        let run = alloc(&offsets, 9).expect("free");
         let offsets = Arc::new(offsets);
-        let other = {
-            let offsets = offsets.clone();
-            thread::spawn(move || offsets.free(run, order(7)))
-        };
-        let mine = offsets.free(run, order(7));
-        assert!(mine.is_ok() != other.join().expect("no panic").is_ok());
-        assert_eq!(offsets.free_pages(), 128);
+        let other = beside(&offsets, move |offsets| offsets.free(run, order(9)).is_ok());
+        let mine = offsets.free(run, order(9)).is_ok();
+        assert!(mine != other.join().expect("no panic"));
+        assert_eq!(offsets.free_pages(), 512);
         offsets.validate().expect("consistent");
     });
 }
@@ -115,14 +182,25 @@ fn loom_offset_one_of_two_frees_of_a_spanning_run_wins() {
 #[test]
 fn loom_offset_a_spanning_run_and_a_page_exclude_each_other() {
     loom::model(|| {
-        let offsets = OffsetAllocator::new(128, Order::PAGE).expect("room");
+        let offsets = OffsetAllocator::new(512, Order::PAGE).expect("room");
         (0..2).for_each(|extent| offsets.add_extent(extent).expect("absent"));
         let offsets = Arc::new(offsets);
-        let other = {
-            let offsets = offsets.clone();
-            thread::spawn(move || offsets.reserve(70, order(0)).is_ok())
-        };
-        let mine = offsets.alloc(order(7), Lifetime::Short).is_ok();
+        let other = beside(&offsets, |offsets| offsets.reserve(300, order(0)).is_ok());
+        let mine = alloc(&offsets, 9).is_ok();
+        assert!(mine != other.join().expect("no panic"), "one of them, never both");
+        offsets.validate().expect("consistent");
+    });
+}
+
+#[test]
+fn loom_offset_an_extent_that_comes_during_a_decision_is_left_alone() {
+    loom::model(|| {
+        let offsets = Arc::new(OffsetAllocator::new(256, Order::PAGE).expect("room"));
+        let other = beside(&offsets, |offsets| {
+            offsets.add_extent_pages(0, 2).expect("absent");
+            alloc(offsets, 1).is_ok()
+        });
+        let mine = alloc(&offsets, 1).is_ok();
         assert!(mine != other.join().expect("no panic"), "one of them, never both");
         offsets.validate().expect("consistent");
     });

@@ -1,52 +1,73 @@
 //! The offset allocator: which pages of a range are taken, in integers only.
 //!
 //! [`OffsetAllocator`] hands out naturally aligned runs of 2^order pages, addresses nothing and knows no folio.
-//! The range is cut in extents of 128 MiB which come and go at run time; each has two bitmaps, *allocated* and
-//! *head of an allocation*, so a free of a wrong order or of an idle offset is an error and never corruption.
-//! Placement is address-ordered first fit, the policy that keeps large runs whole.
-//! Uses `sync`; used by `pgmap`, and open to users who bring their own memory.
+//! The range is cut in extents of 128 MiB which come and go at run time. Uses `sync`; used by `pgmap`, and open to users
+//! who bring their own memory.
 //!
-//! Progress: blocking, each extent behind its own short lock; orders 16 to 18 take the locks of all their
-//! extents in ascending order. No request fails while a fitting run is free all along: a search that finds
-//! nothing is repeated when something was freed meanwhile, and decided under all locks after some repeats.
+//! | level | what | where |
+//! |---|---|---|
+//! | region, 1 GiB | orders 16 to 18: one word, one compare-and-swap | `region` |
+//! | extent, 128 MiB | orders 9 to 15: masks of its 64 blocks, under the extent's lock | `extent` |
+//! | block, 2 MiB | orders 0 to 8: a bitmap with an order a word, under the extent's lock | `split` |
+//! | magazine | orders 0 to 4 and 9: what each processor holds ready, no lock | `magazine` |
+//!
+//! An allocation takes from its processor's magazine. An empty one is refilled by a *unit*, 32 aligned runs of the order,
+//! the first that has a free run: so placement is address-ordered, one lock serves up to 32 allocations, and 32 pages are
+//! taken by changing one word. A free goes to the freeing processor's magazine if that has the unit (two frees
+//! in a row to another unit fetch that), else to the bitmap. Long-lived small runs have blocks of their own.
+//! A free names offset and order, and both are checked against the bitmap and the magazines before anything changes.
+//!
+//! Progress: blocking. The magazines need no lock, all else takes the short lock of one extent; orders 16 to 18 are
+//! lock-free. No request fails while a fitting run is free all along: before it does, the magazines are closed and
+//! emptied, and it is decided under all locks (`drain`).
+//!
+//! Metadata: 64 bytes an extent and some for its region while nothing is split; 4416 bytes more for an extent whose blocks
+//! are all split (35 KiB a GiB), and up to 4096 more where words hold several orders.
 //!
 //! # Invariants
-//! I1: an extent's bitmaps and header change only under its lock; locks are taken in ascending order.
-//! I2: a head bit implies an allocated bit; a run extends from its head to the page before the next head, the
-//! next free page or the end of the extent.
-//! I3: an extent that is part of an order 16..=18 run has `span` set and every page allocated; only the first of
-//! the run has a head bit, at its page 0.
-//! I4: `bound` of an extent is above the order of every run that is free in it.
-//! I5: pages at and past an extent's `nr_pages` are marked allocated, without a head.
-//! I6: `free_pages` is the sum of all extents' `free`.
+//! I1: header, tags and heads of an extent are touched, and its words and `wholes` changed, under its lock only; locks
+//! are taken in ascending order.
+//! I2: a page is free when no bit says that it is taken, or a magazine holds it. A magazine holds only runs that are
+//! marked taken, but for I5.
+//! I3: a word that is tagged owned belongs to one slot, and its unit holds runs of the slot's order only. A slot comes to
+//! hold a unit, and ceases to, under the lock of the unit's extent.
+//! I4: an extent is open while any block of it is taken; only extents that are not open are part of a spanning run.
+//! I5: of two frees of one allocation that run at the same instant, one on the processor that holds the unit and one
+//! elsewhere, both may succeed. The run is free once: taking it looks at its bit again. In every other case the second
+//! free is refused.
+//! I6: while `exhausted` is not above an order, no run of that order is free. Whoever makes anything free, or puts a unit
+//! in a magazine, raises it first.
 
-mod bitmap;
+mod drain;
 mod error;
 mod extent;
+mod geometry;
 #[cfg(all(test, loom))]
 mod loom_offset;
+mod magazine;
+mod region;
 mod search;
+mod split;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests;
+mod validate;
 
 pub use error::{Inconsistency, OffsetError};
+pub use geometry::{EXTENT_ORDER, EXTENT_PAGES};
 
 use crate::error::SysError;
 use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{LazySlice, Mutex};
 use crate::units::{MAX_ORDER, Order};
-use bitmap::Bitmaps;
 use extent::{Header, Locked};
-
-/// Base-2 logarithm of the pages in an extent. Models use tiny extents.
-pub const EXTENT_ORDER: u8 = if cfg!(loom) { 6 } else { 15 };
-/// Pages in an extent: 32768, 128 MiB.
-pub const EXTENT_PAGES: u64 = 1 << EXTENT_ORDER;
+use geometry::{BLOCK_PAGES, Class, locate};
+use magazine::{Magazines, Step};
+use split::{Heads, Tags, Words};
 
 /// How long an allocation is expected to live. A hint: it never makes a request fail.
 ///
-/// Placement does not look at it yet; it is part of the interface so that callers say what they know.
+/// Runs below 2 MiB that live long are kept together, so that they do not keep the blocks of others in pieces.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Lifetime {
     /// Soon given back.
@@ -80,16 +101,28 @@ pub struct OffsetAllocator {
     nr_extents: usize,
     /// One past the highest extent that was ever added; bounds every search. Grows only.
     high: AtomicUsize,
-    /// Per extent, one more than an upper bound on the largest order that is free in it, 0 for nothing (I4).
-    /// Written under the extent's lock; read without it to skip extents.
-    bounds: LazySlice<AtomicU8>,
+    /// The lowest order of which nothing is free, as far as is known (I6); above all orders when nothing is known.
+    exhausted: AtomicU8,
+    /// Counts runs that span extents and were given back: those are not under the locks of their extents.
+    spans_freed: AtomicU64,
+    /// Per extent, what searches find there: see `extent`. Written under the extent's lock; read without it.
+    flags: LazySlice<AtomicU8>,
     headers: LazySlice<Mutex<Header>>,
-    bitmaps: LazySlice<Bitmaps>,
-    /// Counts frees and new extents, so that a search knows whether it may have missed something.
-    epoch: AtomicU64,
-    /// Pages that are free in all extents (I6). Changed under an extent's lock.
-    free_pages: AtomicU64,
+    /// Per extent, the blocks that are runs of their own or held as such by magazines. Written under the extent's lock;
+    /// magazines look at bits of what they and their users hold.
+    wholes: LazySlice<AtomicU64>,
+    /// Per eight extents, a word of `region`: changed by compare-and-swap.
+    regions: LazySlice<AtomicU64>,
+    words: LazySlice<Words>,
+    tags: LazySlice<Tags>,
+    heads: LazySlice<Heads>,
+    magazines: Magazines,
+    /// Held while the magazines are closed, while an extent is added, and over a fork.
+    closing: Mutex<()>,
 }
+
+/// `exhausted` when nothing is known.
+const NOTHING_KNOWN: u8 = MAX_ORDER + 1;
 
 impl OffsetAllocator {
     /// Makes an allocator for offsets below `nr_pages` that hands out orders from `min_order` up. It manages
@@ -98,6 +131,10 @@ impl OffsetAllocator {
     /// # Errors
     /// [`OffsetError::Sys`] when the kernel refuses the address space for the bitmaps.
     pub fn new(nr_pages: u64, min_order: Order) -> Result<OffsetAllocator, OffsetError> {
+        OffsetAllocator::with_step(nr_pages, min_order, Magazines::best_step())
+    }
+
+    fn with_step(nr_pages: u64, min_order: Order, step: Step) -> Result<OffsetAllocator, OffsetError> {
         let nr_extents = usize::try_from(nr_pages.div_ceil(EXTENT_PAGES))
             .map_err(|_| SysError { call: "mmap", errno: libc::ENOMEM })?;
         Ok(OffsetAllocator {
@@ -105,11 +142,17 @@ impl OffsetAllocator {
             min_order,
             nr_extents,
             high: AtomicUsize::new(0),
-            bounds: LazySlice::populated(nr_extents)?,
+            exhausted: AtomicU8::new(NOTHING_KNOWN),
+            spans_freed: AtomicU64::new(0),
+            flags: LazySlice::populated(nr_extents)?,
             headers: LazySlice::populated(nr_extents)?,
-            bitmaps: LazySlice::reserve(nr_extents)?,
-            epoch: AtomicU64::new(0),
-            free_pages: AtomicU64::new(0),
+            wholes: LazySlice::populated(nr_extents)?,
+            regions: LazySlice::populated(nr_extents.div_ceil(8))?,
+            words: LazySlice::reserve(nr_extents)?,
+            tags: LazySlice::populated(nr_extents)?,
+            heads: LazySlice::reserve(nr_extents)?,
+            magazines: Magazines::new(magazine::nr_cpus(), step)?,
+            closing: Mutex::new(()),
         })
     }
 
@@ -128,10 +171,15 @@ impl OffsetAllocator {
         self.min_order
     }
 
-    /// Returns how many pages are free now.
+    /// Counts the pages that are free now. Looks through all extents: exact while nothing changes, and not for hot paths.
     pub fn free_pages(&self) -> u64 {
-        // Relaxed: a snapshot.
-        self.free_pages.load(Ordering::Relaxed)
+        let in_bitmaps: u64 = self.extents().map(|index| self.lock(index).count_free()).sum();
+        let in_magazines: u64 = self
+            .magazines
+            .slots()
+            .map(|(_, class, _, _, mask)| u64::from(mask.count_ones()) << class.order())
+            .sum();
+        in_bitmaps + in_magazines
     }
 
     /// Adds extent `index` with all its pages free: pages `index * 32768` and up, the last extent as far as the
@@ -149,15 +197,21 @@ impl OffsetAllocator {
     /// As for [`add_extent`](OffsetAllocator::add_extent).
     pub fn add_extent_pages(&self, index: usize, nr_pages: u64) -> Result<(), OffsetError> {
         let nr_pages = nr_pages.min(self.extent_len(index)?);
+        // A decision knows all extents (see `drain`).
+        let _closing = self.closing.lock();
         let mut extent = self.lock(index);
-        if extent.header.nr_pages != 0 {
+        if extent.is_present() {
             return Err(OffsetError::ExtentPresent { extent: index });
         }
-        self.bitmaps.populate(index..index + 1)?;
-        extent.start(nr_pages);
-        // Release: pairs with the Acquire of searches, which then see the extent's bound.
+        if nr_pages == 0 {
+            return Ok(());
+        }
+        self.words.populate(index..index + 1)?;
+        self.heads.populate(index..index + 1)?;
+        // Release: pairs with the Acquire of searches.
         self.high.fetch_max(index + 1, Ordering::Release);
-        self.note_freed(&extent, nr_pages);
+        extent.start(nr_pages);
+        self.note_freed();
         Ok(())
     }
 
@@ -168,28 +222,33 @@ impl OffsetAllocator {
     /// number of pages that are not free.
     pub fn remove_extent(&self, index: usize) -> Result<(), OffsetError> {
         self.extent_len(index)?;
-        let mut extent = self.lock(index);
-        let (nr_pages, free) = (extent.header.nr_pages, extent.header.free);
-        if nr_pages == 0 {
-            return Err(OffsetError::ExtentAbsent { extent: index });
-        }
-        if free != nr_pages {
-            return Err(OffsetError::ExtentInUse { extent: index, used_pages: u64::from(nr_pages - free) });
-        }
-        extent.end();
-        self.note_taken(&extent, u64::from(nr_pages), 0);
-        // SAFETY: under the extent's lock (I1), and the header says that the extent is absent, so nobody looks
-        // at its bitmaps until `start` fills them anew.
-        unsafe { self.bitmaps.give_back(index..index + 1) };
-        Ok(())
+        self.with_idle_extent(index, |mut extent| {
+            if !extent.is_present() {
+                return Err(OffsetError::ExtentAbsent { extent: index });
+            }
+            let nr_pages = u64::from(extent.header().nr_pages);
+            let free = extent.count_free();
+            // An idle extent of full length is one that its region lets us open.
+            if free != nr_pages || !extent.open() {
+                let used_pages = if free == nr_pages { nr_pages } else { nr_pages - free };
+                return Err(OffsetError::ExtentInUse { extent: index, used_pages });
+            }
+            extent.end();
+            // SAFETY: under the extent's lock (I1), and the header says that the extent is absent, so nobody looks
+            // at its words until `start`; magazines look at words of runs that are allocated only.
+            unsafe { self.words.give_back(index..index + 1) };
+            // SAFETY: as for the words.
+            unsafe { self.heads.give_back(index..index + 1) };
+            Ok(())
+        })
     }
 
     /// Returns whether extent `index` is present and wholly free.
     pub fn is_extent_idle(&self, index: usize) -> bool {
-        index < self.nr_extents && {
-            let extent = self.lock(index);
-            extent.header.nr_pages != 0 && extent.header.free == extent.header.nr_pages
-        }
+        index < self.nr_extents
+            && self.with_idle_extent(index, |extent| {
+                extent.is_present() && extent.count_free() == u64::from(extent.header().nr_pages)
+            })
     }
 
     /// Takes exactly the run `offset .. offset + 2^order`.
@@ -202,16 +261,17 @@ impl OffsetAllocator {
         if order.get() > EXTENT_ORDER {
             return self.reserve_span(offset, order);
         }
-        let (index, page) = split(offset);
-        let mut extent = self.lock(index);
-        extent.check_present(page, order)?;
-        if !extent.maps().is_free(page, order) {
-            return Err(OffsetError::Busy { offset, order });
+        let mut extent = self.lock(locate(offset).0);
+        let outcome = self.reserve_in(&mut extent, offset, order);
+        if !matches!(outcome, Err(OffsetError::Busy { .. })) || !self.is_near_magazine(offset, order) {
+            return outcome;
         }
-        extent.take(page, order);
-        let bound = extent.bound_by_free();
-        self.note_taken(&extent, order.nr_pages(), bound);
-        Ok(())
+        drop(extent);
+        self.with_closed(|| {
+            let mut extent = self.lock(locate(offset).0);
+            self.drain_extent(&mut extent);
+            self.reserve_in(&mut extent, offset, order)
+        })
     }
 
     /// Gives a run back.
@@ -219,21 +279,13 @@ impl OffsetAllocator {
     /// # Errors
     /// [`OffsetError::NotAllocated`] when no run begins at `offset`, [`OffsetError::WrongOrder`] with the order
     /// that it has, and the errors of a bad offset or order. Nothing is changed then.
+    #[inline]
     pub fn free(&self, offset: u64, order: Order) -> Result<(), OffsetError> {
         self.check(offset, order)?;
-        let (index, page) = split(offset);
-        let mut extent = self.lock(index);
-        let actual = extent.order_at(page).ok_or(OffsetError::NotAllocated { offset })?;
-        if actual != order.get() {
-            return Err(OffsetError::WrongOrder { offset, order, actual });
+        match Class::of(order) {
+            Some(class) if self.magazines.give(class, offset, || self.is_taken(class, offset)) => Ok(()),
+            class => self.free_slow(offset, order, class),
         }
-        if actual > EXTENT_ORDER {
-            drop(extent);
-            return self.free_span(offset, order);
-        }
-        extent.give(page, order);
-        self.note_freed(&extent, order.nr_pages());
-        Ok(())
     }
 
     /// Returns the order of the run that begins at `offset`, or `None` when none does.
@@ -241,40 +293,13 @@ impl OffsetAllocator {
         if offset >= self.nr_pages {
             return None;
         }
-        let (index, page) = split(offset);
-        Order::new(self.lock(index).order_at(page)?).ok()
+        let extent = self.lock(locate(offset).0);
+        Order::new(self.allocated_order(&extent, offset)?).ok()
     }
 
-    /// Takes all locks, for fork: the caller forks, and both sides call
-    /// [`unlock_after_fork`](OffsetAllocator::unlock_after_fork). No extent is added meanwhile.
-    pub(crate) fn lock_for_fork(&self) {
-        // Relaxed: extents are added under a lock that the caller holds.
-        for index in 0..self.high.load(Ordering::Relaxed) {
-            self.header(index).lock_raw();
-        }
-    }
-
-    /// Gives the locks of [`lock_for_fork`](OffsetAllocator::lock_for_fork) back.
-    pub(crate) fn unlock_after_fork(&self) {
-        // Relaxed: as in lock_for_fork.
-        for index in 0..self.high.load(Ordering::Relaxed) {
-            self.header(index).unlock_raw();
-        }
-    }
-
-    /// Forgets every extent: they belong to the parent. Called in a forked child, which has one thread.
-    pub(crate) fn forget_extents_in_child(&self) {
-        // Relaxed here and below: one thread.
-        for index in 0..self.high.load(Ordering::Relaxed) {
-            self.lock(index).end();
-            self.bound(index).store(0, Ordering::Relaxed);
-        }
-        self.free_pages.store(0, Ordering::Relaxed);
-    }
-
-    /// Returns the bytes of bitmaps of one present extent.
+    /// Returns the bytes of metadata of one present extent, all of it split.
     pub(crate) const fn extent_metadata_bytes() -> u64 {
-        (size_of::<Bitmaps>() + size_of::<Mutex<Header>>()) as u64
+        (size_of::<Words>() + size_of::<Tags>() + size_of::<Mutex<Header>>()) as u64
     }
 
     /// Returns how many pages extent `index` can have.
@@ -285,18 +310,44 @@ impl OffsetAllocator {
         Ok((self.nr_pages - index as u64 * EXTENT_PAGES).min(EXTENT_PAGES))
     }
 
+    #[inline]
     fn check(&self, offset: u64, order: Order) -> Result<(), OffsetError> {
         debug_assert!(order.get() <= MAX_ORDER);
+        let nr_pages = order.nr_pages();
+        if order >= self.min_order
+            && order.is_aligned(offset)
+            && nr_pages <= self.nr_pages
+            && offset <= self.nr_pages - nr_pages
+        {
+            return Ok(());
+        }
+        Err(self.refusal(offset, order))
+    }
+
+    #[cold]
+    fn refusal(&self, offset: u64, order: Order) -> OffsetError {
         if order < self.min_order {
-            return Err(OffsetError::OrderTooSmall { order, min_order: self.min_order });
+            OffsetError::OrderTooSmall { order, min_order: self.min_order }
+        } else if !order.is_aligned(offset) {
+            OffsetError::Misaligned { offset, order }
+        } else {
+            OffsetError::OutOfBounds { offset, order, nr_pages: self.nr_pages }
         }
-        if !order.is_aligned(offset) {
-            return Err(OffsetError::Misaligned { offset, order });
+    }
+
+    /// Returns whether the bitmap has the run at `offset` as taken. Without the lock that is certain for runs that the
+    /// asker, or the magazine of a slot that it looked at, holds.
+    #[inline]
+    fn is_taken(&self, class: Class, offset: u64) -> bool {
+        let (index, page) = locate(offset);
+        if class == Class::BLOCK {
+            // Relaxed: about a block that was handed to the asker after the bit was set.
+            return self.wholes(index).load(Ordering::Relaxed) >> (page / BLOCK_PAGES) & 1 != 0;
         }
-        match offset.checked_add(order.nr_pages()) {
-            Some(end) if end <= self.nr_pages => Ok(()),
-            _ => Err(OffsetError::OutOfBounds { offset, order, nr_pages: self.nr_pages }),
-        }
+        // SAFETY: a magazine has a unit of this extent, so the extent was present and its words are populated; they stay
+        // mapped when it goes.
+        let words = unsafe { self.words.get(index) };
+        words.word(page / 64) >> (page % 64) & 1 != 0
     }
 
     fn header(&self, index: usize) -> &Mutex<Header> {
@@ -304,45 +355,64 @@ impl OffsetAllocator {
         unsafe { self.headers.get(index) }
     }
 
-    fn bound(&self, index: usize) -> &AtomicU8 {
-        // SAFETY: all bounds are populated at construction; callers checked the index against nr_extents.
-        unsafe { self.bounds.get(index) }
+    fn flags(&self, index: usize) -> &AtomicU8 {
+        // SAFETY: all flags are populated at construction; callers checked the index against nr_extents.
+        unsafe { self.flags.get(index) }
+    }
+
+    #[inline]
+    fn wholes(&self, index: usize) -> &AtomicU64 {
+        // SAFETY: all of these are populated at construction; callers checked the index against nr_extents.
+        unsafe { self.wholes.get(index) }
+    }
+
+    fn region_of(&self, extent: usize) -> Region<'_> {
+        // SAFETY: all regions are populated at construction; callers checked the extent against nr_extents.
+        Region(unsafe { self.regions.get(extent / 8) })
+    }
+
+    /// Says that an extent is present in full length and free.
+    fn set_idle(&self, extent: usize) {
+        self.region_of(extent).update(|word| Some(word | 1 << (extent % 8)));
+    }
+
+    fn extents(&self) -> std::ops::Range<usize> {
+        // Acquire: pairs with the Release of add_extent_pages.
+        0..self.high.load(Ordering::Acquire)
     }
 
     fn lock(&self, index: usize) -> Locked<'_> {
-        Locked::new(index, self.header(index).lock(), &self.bitmaps)
+        Locked::new(index, self.header(index).lock(), self, false)
     }
 
-    /// Counts pages that became free in `extent`, whose lock is held.
-    fn note_freed(&self, extent: &Locked<'_>, nr_pages: u64) {
-        // Release: a search that sees the new bound or epoch then takes the lock and sees the bitmaps (I4).
-        self.bound(extent.index).store(extent.bound_by_free(), Ordering::Release);
-        // Relaxed: a statistic.
-        self.free_pages.fetch_add(nr_pages, Ordering::Relaxed);
-        // Release: pairs with the Acquire load that begins and ends a search.
-        self.epoch.fetch_add(1, Ordering::Release);
-    }
-
-    /// Counts pages that were taken from `extent`, whose lock is held, and lowers its bound to `bound` if that
-    /// is below it.
-    fn note_taken(&self, extent: &Locked<'_>, nr_pages: u64, bound: u8) {
-        self.lower_bound(extent.index, bound);
-        // Relaxed: a statistic.
-        self.free_pages.fetch_sub(nr_pages, Ordering::Relaxed);
-    }
-
-    /// Lowers the bound of an extent whose lock is held.
-    fn lower_bound(&self, index: usize, bound: u8) {
-        // Relaxed: written under the lock only, which is held.
-        if self.bound(index).load(Ordering::Relaxed) > bound {
-            // Release: pairs with the Acquire in `search`. Whoever passes this extent over because of what we took also
-            // sees what we freed elsewhere before, by the epoch if not by that extent's bound.
-            self.bound(index).store(bound, Ordering::Release);
+    /// Says that something became free (I6). Under the lock of its extent, or after `spans_freed` was raised.
+    fn note_freed(&self) {
+        // SeqCst here and below: see `drain`.
+        if self.exhausted.load(Ordering::SeqCst) != NOTHING_KNOWN {
+            self.exhausted.store(NOTHING_KNOWN, Ordering::SeqCst);
         }
     }
 }
 
-/// Splits an offset in its extent and the page inside it.
-fn split(offset: u64) -> (usize, usize) {
-    ((offset >> EXTENT_ORDER) as usize, (offset & (EXTENT_PAGES - 1)) as usize)
+/// The word of a region.
+struct Region<'a>(&'a AtomicU64);
+
+impl Region<'_> {
+    fn load(&self) -> u64 {
+        // Acquire: pairs with the AcqRel of `update`.
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Makes a transition; returns whether it was possible.
+    fn update(&self, transition: impl Fn(u64) -> Option<u64>) -> bool {
+        let mut word = self.load();
+        while let Some(new) = transition(word) {
+            // AcqRel: whoever takes an extent or a run sees what was done under it before.
+            match self.0.compare_exchange_weak(word, new, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(now) => word = now,
+            }
+        }
+        false
+    }
 }

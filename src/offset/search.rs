@@ -1,24 +1,56 @@
-//! Searching extents for a free run, runs that span extents, and the full scan.
+//! Taking and giving back under the locks: what magazines are filled from.
 
-use super::extent::Locked;
-use super::{EXTENT_ORDER, EXTENT_PAGES, Inconsistency, Lifetime, OffsetAllocator, OffsetError, split};
+use super::extent::{BLOCK, Locked, ROOM, SHUT};
+use super::geometry::{
+    BLOCK_ORDER, BLOCK_PAGES, Class, EXTENT_ORDER, UNIT_ORDER, WORD_ORDER, locate, run_mask,
+};
+use super::magazine::{EMPTY, FREED, held, slot};
+use super::{Lifetime, NOTHING_KNOWN, OffsetAllocator, OffsetError, region};
 use crate::sync::atomic::Ordering;
 use crate::units::Order;
 
-/// How often a search is repeated because something was freed meanwhile, before it takes all locks.
-const MAX_REPEATS: usize = if cfg!(loom) { 1 } else { 4 };
-/// Offsets that are taken under one hold of a lock, on the stack.
-const BULK: usize = 64;
+/// How a search goes about it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// One lock at a time; magazines are filled.
+    Usual,
+    /// All locks are held, and the magazines are closed.
+    Decisive,
+}
+
+/// What is looked for.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted {
+    pub(super) order: Order,
+    pub(super) class: Option<Class>,
+    pub(super) is_long: bool,
+}
+
+impl Wanted {
+    /// Returns the slot of a magazine that serves this.
+    fn which(&self) -> usize {
+        usize::from(self.is_long && self.class != Some(Class::BLOCK))
+    }
+}
 
 impl OffsetAllocator {
-    /// Takes the first free run of 2^order pages and returns its offset.
+    /// Takes a free run of 2^order pages, one of the lowest, and returns its offset.
     ///
     /// # Errors
     /// [`OffsetError::Exhausted`] when no such run is free, [`OffsetError::OrderTooSmall`].
+    #[inline]
     pub fn alloc(&self, order: Order, lifetime: Lifetime) -> Result<u64, OffsetError> {
-        let mut found = 0;
-        self.alloc_bulk(order, lifetime, 1, &mut |offset| found = offset)?;
-        Ok(found)
+        if order < self.min_order {
+            return Err(OffsetError::OrderTooSmall { order, min_order: self.min_order });
+        }
+        let wanted = Wanted { order, class: Class::of(order), is_long: lifetime == Lifetime::Long };
+        if let Some(class) = wanted.class
+            && let Some(offset) =
+                self.magazines.take(class, wanted.which(), |offset| self.is_taken(class, offset))
+        {
+            return Ok(offset);
+        }
+        self.alloc_slow(wanted)
     }
 
     /// Takes up to `count` runs of 2^order pages, passes each offset to `out` (with no lock held) and returns
@@ -29,262 +61,318 @@ impl OffsetAllocator {
     pub fn alloc_bulk(
         &self,
         order: Order,
-        _lifetime: Lifetime,
+        lifetime: Lifetime,
         count: usize,
         out: &mut dyn FnMut(u64),
     ) -> Result<usize, OffsetError> {
-        if order < self.min_order {
-            return Err(OffsetError::OrderTooSmall { order, min_order: self.min_order });
-        }
-        let mut taken = 0;
-        while taken < count {
-            let mut batch = [0; BULK];
-            let room = (count - taken).min(BULK);
-            let got = self.take_some(order, &mut batch[..room]);
-            if got == 0 {
-                break;
+        for taken in 0..count {
+            match self.alloc(order, lifetime) {
+                Ok(offset) => out(offset),
+                Err(error) if taken == 0 => return Err(error),
+                Err(_) => return Ok(taken),
             }
-            batch[..got].iter().for_each(|&offset| out(offset));
-            taken += got;
         }
-        if taken == 0 && count > 0 {
+        Ok(count)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_slow(&self, wanted: Wanted) -> Result<u64, OffsetError> {
+        let order = wanted.order;
+        // SeqCst: see `drain`.
+        if order.get() >= self.exhausted.load(Ordering::SeqCst) {
             return Err(OffsetError::Exhausted { order, free_pages: self.free_pages() });
         }
-        Ok(taken)
-    }
-
-    /// Takes at least one run, or finds that none is free.
-    fn take_some(&self, order: Order, batch: &mut [u64]) -> usize {
-        for _ in 0..MAX_REPEATS {
-            // Acquire: pairs with the Release of note_freed. What was freed before this load is seen below; what is
-            // freed later changes the epoch.
-            let epoch = self.epoch.load(Ordering::Acquire);
-            let got = self.search(order, batch);
-            // Acquire: as above.
-            if got > 0 || self.epoch.load(Ordering::Acquire) == epoch {
-                return got;
+        if let Some(class) = wanted.class {
+            // What was freed may lie among what lives short.
+            if wanted.which() == 0
+                && let Some(offset) = self.magazines.take(class, FREED, |offset| self.is_taken(class, offset))
+            {
+                return Ok(offset);
             }
+            self.retire(class, wanted.which());
         }
-        self.search_under_all_locks(order, batch)
+        match self.search(wanted, Way::Usual).or_else(|| self.search_drained(wanted)) {
+            Some(offset) => Ok(offset),
+            None => Err(OffsetError::Exhausted { order, free_pages: self.free_pages() }),
+        }
     }
 
-    /// Looks through the extents once, one lock at a time.
-    fn search(&self, order: Order, batch: &mut [u64]) -> usize {
-        // Acquire: pairs with the Release of add_extent_pages.
-        let high = self.high.load(Ordering::Acquire);
-        if order.get() > EXTENT_ORDER {
-            return usize::from(self.take_first_span(order, high, &mut batch[0]));
-        }
-        for index in 0..high {
-            // Acquire: pairs with the Release of note_freed.
-            if self.bound(index).load(Ordering::Acquire) <= order.get() {
-                continue;
-            }
-            let got = self.take_from(&mut self.lock(index), order, batch);
-            if got > 0 {
-                return got;
-            }
-        }
-        0
+    /// Lets go of the unit that a slot of this processor has and holds nothing of.
+    fn retire(&self, class: Class, which: usize) {
+        let (cpu, old) = self.magazines.look(class, which);
+        self.put_away(class, which, cpu, old, |mask| mask == 0);
     }
 
-    /// Takes what fits in `batch` from one extent.
-    fn take_from(&self, extent: &mut Locked<'_>, order: Order, batch: &mut [u64]) -> usize {
-        let mut got = 0;
-        for slot in batch.iter_mut() {
-            let Some(page) = extent.find(order) else {
-                self.lower_bound(extent.index, order.get());
-                break;
-            };
-            extent.take(page, order);
-            self.note_taken(extent, order.nr_pages(), extent.bound_by_free());
-            *slot = extent.index as u64 * EXTENT_PAGES + page as u64;
-            got += 1;
-        }
-        got
-    }
-
-    /// Decides with nobody else moving: every lock is held, in ascending order (I1).
-    #[cold]
-    fn search_under_all_locks(&self, order: Order, batch: &mut [u64]) -> usize {
-        // Acquire: as in search.
-        let high = self.high.load(Ordering::Acquire);
-        for index in 0..high {
-            self.header(index).lock_raw();
-        }
-        let got = if order.get() > EXTENT_ORDER {
-            usize::from(self.take_first_span_locked(order, high, &mut batch[0]))
-        } else {
-            (0..high)
-                .map(|index| self.with_adopted(index, |extent| self.take_from(extent, order, batch)))
-                .find(|&got| got > 0)
-                .unwrap_or(0)
-        };
-        for index in 0..high {
-            self.header(index).unlock_raw();
-        }
-        got
-    }
-
-    /// Takes the first free run that spans extents, one candidate at a time.
-    fn take_first_span(&self, order: Order, high: usize, found: &mut u64) -> bool {
-        let extents = span_len(order);
-        (0..high).step_by(extents).filter(|first| first + extents <= high).any(|first| {
-            self.lock_span(first, extents);
-            let taken = self.take_span_locked(first, order);
-            self.unlock_span(first, extents);
-            *found = first as u64 * EXTENT_PAGES;
-            taken
-        })
-    }
-
-    fn take_first_span_locked(&self, order: Order, high: usize, found: &mut u64) -> bool {
-        let extents = span_len(order);
-        (0..high).step_by(extents).filter(|first| first + extents <= high).any(|first| {
-            *found = first as u64 * EXTENT_PAGES;
-            self.take_span_locked(first, order)
-        })
-    }
-
-    /// Takes the run of whole extents from `first` on if all are free. Their locks are held.
-    fn take_span_locked(&self, first: usize, order: Order) -> bool {
-        let extents = first..first + span_len(order);
-        if !extents.clone().all(|index| self.with_adopted(index, |extent| extent.is_whole())) {
+    /// Empties a slot of this processor, which was `old`, into the bitmap.
+    fn put_away(
+        &self,
+        class: Class,
+        which: usize,
+        cpu: usize,
+        old: u64,
+        is_wanted: impl Fn(u32) -> bool,
+    ) -> bool {
+        let Some((unit, mask)) = held(old) else { return true };
+        if !is_wanted(mask) {
             return false;
         }
-        for index in extents {
-            self.with_adopted(index, |extent| {
-                extent.take_span(order, index == first);
-                self.note_taken(extent, EXTENT_PAGES, 0);
+        let mut extent = self.lock(class.extent_of(unit));
+        let is_emptied = self.magazines.exchange(cpu, class, which, old, EMPTY);
+        if is_emptied {
+            extent.give_unit(class, unit, mask);
+            if mask != 0 {
+                self.note_freed();
+            }
+        }
+        is_emptied
+    }
+
+    /// Looks through the extents, the best places first.
+    pub(super) fn search(&self, wanted: Wanted, way: Way) -> Option<u64> {
+        let order = wanted.order.get();
+        if order > EXTENT_ORDER {
+            return self.take_span(order);
+        }
+        if order >= BLOCK_ORDER {
+            return self.search_extents(BLOCK, way, |extent| {
+                if !extent.open() {
+                    return None;
+                }
+                if let Some(offset) = self.fill(extent, wanted, way, |extent, _| extent.take_block_unit()) {
+                    return Some(offset);
+                }
+                // A unit that no slot took went back, and an extent that it left idle is shut again.
+                if extent.open() { extent.take_blocks(order) } else { None }
             });
         }
-        true
+        let take = |extent: &mut Locked<'_>, blocks: u64| {
+            self.fill(extent, wanted, way, |extent, class| extent.take_small_unit(class, blocks))
+                .or_else(|| extent.take_run(order, blocks, false))
+        };
+        let in_split = |extent: &mut Locked<'_>| {
+            let long = extent.header().long;
+            take(extent, if wanted.is_long { long } else { !long })
+        };
+        let in_free = |extent: &mut Locked<'_>| {
+            if !extent.open() {
+                return None;
+            }
+            let block = extent.split_block(wanted.is_long)?;
+            take(extent, 1 << block)
+        };
+        self.search_extents(ROOM, way, in_split)
+            .or_else(|| self.search_extents(BLOCK, way, in_free))
+            .or_else(|| self.search_extents(ROOM, way, |extent| extent.take_run(order, u64::MAX, true)))
+    }
+
+    /// Tries one extent after the other that has `flag`.
+    fn search_extents(
+        &self,
+        flag: u8,
+        way: Way,
+        take: impl Fn(&mut Locked<'_>) -> Option<u64>,
+    ) -> Option<u64> {
+        self.extents().find_map(|index| {
+            if way == Way::Decisive {
+                let mut extent = self.adopt(index);
+                return if extent.is_present() { take(&mut extent) } else { None };
+            }
+            // Acquire: pairs with the Release of `publish`.
+            let flags = self.flags(index).load(Ordering::Acquire);
+            let is_shut =
+                flags & SHUT != 0 && region::open(self.region_of(index).load(), index % 8).is_none();
+            if flags & flag == 0 || is_shut {
+                return None;
+            }
+            let mut extent = self.lock(index);
+            if extent.is_present() { take(&mut extent) } else { None }
+        })
+    }
+
+    /// Fills this processor's empty slot with a unit and takes the first run of it.
+    fn fill(
+        &self,
+        extent: &mut Locked<'_>,
+        wanted: Wanted,
+        way: Way,
+        unit: impl FnOnce(&mut Locked<'_>, Class) -> Option<(u64, u32)>,
+    ) -> Option<u64> {
+        let class = wanted.class.filter(|_| way == Way::Usual)?;
+        let (unit, mask) = unit(extent, class)?;
+        let rest = mask & (mask - 1);
+        if !self.install(class, wanted.which(), unit, rest) {
+            extent.give_unit(class, unit, mask);
+            return None;
+        }
+        Some(((unit << UNIT_ORDER) + u64::from(mask.trailing_zeros())) << class.order())
+    }
+
+    /// Puts a unit, whose extent's lock is held, in a slot of this processor if that is empty.
+    fn install(&self, class: Class, which: usize, unit: u64, mask: u32) -> bool {
+        self.note_freed();
+        let (cpu, old) = self.magazines.look(class, which);
+        old == EMPTY
+            && slot(unit, mask).is_some_and(|new| self.magazines.exchange(cpu, class, which, EMPTY, new))
+    }
+
+    /// Takes the lowest run that spans extents.
+    fn take_span(&self, order: u8) -> Option<u64> {
+        let level = order - EXTENT_ORDER;
+        self.extents().step_by(8).find_map(|first| {
+            let region = self.region_of(first);
+            while let Some(extent) = region::find(region.load(), level) {
+                if region.update(|word| region::take(word, extent, level)) {
+                    return Some((first + extent) as u64 * super::EXTENT_PAGES);
+                }
+            }
+            None
+        })
     }
 
     /// [`reserve`](OffsetAllocator::reserve) for orders above an extent's.
     pub(super) fn reserve_span(&self, offset: u64, order: Order) -> Result<(), OffsetError> {
-        let (first, _) = split(offset);
-        let extents = span_len(order);
-        self.lock_span(first, extents);
-        let absent = (first..first + extents)
-            .find(|&index| self.with_adopted(index, |e| u64::from(e.header.nr_pages) < EXTENT_PAGES));
-        let taken = absent.is_none() && self.take_span_locked(first, order);
-        self.unlock_span(first, extents);
-        match absent {
-            Some(extent) => Err(OffsetError::ExtentAbsent { extent }),
-            None if taken => Ok(()),
-            None => Err(OffsetError::Busy { offset, order }),
+        let (first, _) = locate(offset);
+        let level = order.get() - EXTENT_ORDER;
+        let take = || self.region_of(first).update(|word| region::take(word, first % 8, level));
+        if take() {
+            return Ok(());
         }
-    }
-
-    /// [`free`](OffsetAllocator::free) for orders above an extent's.
-    pub(super) fn free_span(&self, offset: u64, order: Order) -> Result<(), OffsetError> {
-        let (first, _) = split(offset);
-        let extents = span_len(order);
-        self.lock_span(first, extents);
-        // Looked at again: the lock was given back since the caller looked.
-        let is_ours = self.with_adopted(first, |extent| extent.order_at(0) == Some(order.get()));
-        if is_ours {
-            for index in first..first + extents {
-                self.with_adopted(index, |extent| {
-                    extent.give_span();
-                    self.note_freed(extent, EXTENT_PAGES);
-                });
+        let extents = first..first + (1 << level);
+        self.with_closed(|| {
+            for index in extents.clone() {
+                let mut extent = self.lock(index);
+                if !extent.is_full_length() {
+                    return Err(OffsetError::ExtentAbsent { extent: index });
+                }
+                self.drain_extent(&mut extent);
             }
-        }
-        self.unlock_span(first, extents);
-        if is_ours { Ok(()) } else { Err(OffsetError::NotAllocated { offset }) }
+            if take() { Ok(()) } else { Err(OffsetError::Busy { offset, order }) }
+        })
     }
 
-    /// Compares every counter with a full scan, under all locks.
-    ///
-    /// # Errors
-    /// The first [`Inconsistency`]; there is never one unless the allocator is broken.
-    pub fn validate(&self) -> Result<(), Inconsistency> {
-        // Acquire: as in search.
-        let high = self.high.load(Ordering::Acquire);
-        self.lock_span(0, high);
-        let mut free_pages = 0;
-        let mut outcome = Ok(());
-        for index in 0..high {
-            let checked = self.with_adopted(index, |extent| {
-                free_pages += u64::from(extent.header.free);
-                self.validate_extent(extent)
-            });
-            outcome = outcome.and(checked);
+    /// Takes the run from its extent, unless a page is taken or held by a magazine.
+    pub(super) fn reserve_in(
+        &self,
+        extent: &mut Locked<'_>,
+        offset: u64,
+        order: Order,
+    ) -> Result<(), OffsetError> {
+        let (index, page) = locate(offset);
+        let busy = Err(OffsetError::Busy { offset, order });
+        if page as u64 + order.nr_pages() > u64::from(extent.header().nr_pages) {
+            return Err(OffsetError::ExtentAbsent { extent: index });
         }
-        let recorded = self.free_pages();
-        self.unlock_span(0, high);
-        outcome.and(agree(high, "free pages of all extents", recorded, free_pages))
+        let (block, order) = (page / BLOCK_PAGES, order.get());
+        if order >= BLOCK_ORDER {
+            if extent.header().taken & run_mask(block, order - BLOCK_ORDER) != 0 || !extent.open() {
+                return busy;
+            }
+            extent.mark_blocks(block, order);
+            return Ok(());
+        }
+        if extent.header().split >> block & 1 == 0 {
+            if extent.header().taken >> block & 1 != 0 || !extent.open() {
+                return busy;
+            }
+            extent.mark_split(block, false);
+        } else if !extent.is_run_free(page, order) {
+            return busy;
+        }
+        extent.mark_run(page, order);
+        Ok(())
     }
 
-    fn validate_extent(&self, extent: &Locked<'_>) -> Result<(), Inconsistency> {
-        let index = extent.index;
-        // Relaxed: written under the lock that is held.
-        let bound = self.bound(index).load(Ordering::Relaxed);
-        let nr_pages = extent.header.nr_pages as usize;
-        if nr_pages == 0 {
-            return agree(index, "bound of an absent extent", u64::from(bound), 0);
+    /// Returns the order of the run that begins at `offset`, taken by a user or held by a magazine.
+    fn order_in_bitmap(&self, extent: &Locked<'_>, offset: u64) -> Option<u8> {
+        let (index, page) = locate(offset);
+        if !extent.is_present() {
+            return None;
         }
-        let maps = extent.maps();
-        let free = EXTENT_PAGES as usize - maps.count_allocated();
-        agree(index, "free pages", u64::from(extent.header.free), free as u64)?;
-        agree(index, "heads outside allocations", 0, maps.count_stray_heads() as u64)?;
-        let first_word = (0..EXTENT_PAGES as usize / 64).find(|&word| !maps.is_full(word));
-        let first_word = first_word.unwrap_or(EXTENT_PAGES as usize / 64) as u64;
-        if u64::from(extent.header.first_word) > first_word {
-            return agree(index, "first word", u64::from(extent.header.first_word), first_word);
-        }
-        let largest = (0..=EXTENT_ORDER)
-            .rev()
-            .find(|&order| Order::new(order).is_ok_and(|order| maps.find(order, 0).is_some()));
-        let needed = largest.map_or(0, |order| order + 1);
-        if bound < needed {
-            return agree(index, "bound", u64::from(bound), u64::from(needed));
-        }
-        if extent.header.span != 0 {
-            return agree(index, "free pages of a spanned extent", 0, free as u64);
-        }
-        let mut in_runs = 0;
-        for head in maps.heads() {
-            let len = maps.run_len(head, nr_pages);
-            agree(index, "length of a run", len as u64, len.next_power_of_two() as u64)?;
-            agree(index, "alignment of a run", 0, (head % len) as u64)?;
-            in_runs += len;
-        }
-        agree(index, "pages in runs", (nr_pages - free) as u64, in_runs as u64)
-    }
-
-    fn lock_span(&self, first: usize, extents: usize) {
-        for index in first..first + extents {
-            self.header(index).lock_raw();
+        let block = page / BLOCK_PAGES;
+        if extent.header().split >> block & 1 != 0 {
+            extent.run_order_at(page)
+        } else if !page.is_multiple_of(BLOCK_PAGES) {
+            None
+        } else if extent.is_spanned() {
+            let level = region::level_at(self.region_of(index).load(), index % 8);
+            level.filter(|_| page == 0).map(|level| EXTENT_ORDER + level)
+        } else {
+            extent.block_order_at(block)
         }
     }
 
-    fn unlock_span(&self, first: usize, extents: usize) {
-        for index in first..first + extents {
-            self.header(index).unlock_raw();
+    /// Returns the order of the run that is allocated at `offset`.
+    pub(super) fn allocated_order(&self, extent: &Locked<'_>, offset: u64) -> Option<u8> {
+        let order = self.order_in_bitmap(extent, offset)?;
+        let class = Order::new(order).ok().and_then(Class::of);
+        let (_, page) = locate(offset);
+        let is_held = class.is_some_and(|class| {
+            let may_be = match class {
+                Class::BLOCK => extent.header().owned != 0,
+                _ => extent.is_owned(page >> WORD_ORDER),
+            };
+            may_be && self.magazines.holds(class, offset)
+        });
+        (!is_held).then_some(order)
+    }
+
+    /// Gives a run back to the bitmap.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn free_slow(
+        &self,
+        offset: u64,
+        order: Order,
+        class: Option<Class>,
+    ) -> Result<(), OffsetError> {
+        let (index, page) = locate(offset);
+        let adopts = class.filter(|&class| self.magazines.note_miss(class, offset >> class.unit_order()));
+        // Before the lock below: the unit that goes may be of another extent.
+        let adopts = adopts.filter(|&class| {
+            let (cpu, old) = self.magazines.look(class, FREED);
+            self.put_away(class, FREED, cpu, old, |_| true)
+        });
+        let mut extent = self.lock(index);
+        let actual = self.allocated_order(&extent, offset).ok_or(OffsetError::NotAllocated { offset })?;
+        if actual != order.get() {
+            return Err(OffsetError::WrongOrder { offset, order, actual });
         }
+        if actual > EXTENT_ORDER {
+            drop(extent);
+            return self.free_span(offset, order);
+        }
+        self.note_freed();
+        if actual >= BLOCK_ORDER {
+            extent.give_blocks(page / BLOCK_PAGES, actual);
+            return Ok(());
+        }
+        extent.give_run(page, actual);
+        if let Some(class) = adopts
+            && let Some((unit, mask)) = extent.adopt_unit(class, page)
+            && !self.install(class, FREED, unit, mask)
+        {
+            extent.give_unit(class, unit, mask);
+        }
+        Ok(())
     }
 
-    /// Runs `f` on an extent whose lock the calling thread holds, and leaves it locked.
-    fn with_adopted<R>(&self, index: usize, f: impl FnOnce(&mut Locked<'_>) -> R) -> R {
-        let mut extent = self.adopt(index);
-        let result = f(&mut extent);
-        extent.keep_locked();
-        result
+    fn free_span(&self, offset: u64, order: Order) -> Result<(), OffsetError> {
+        let (first, _) = locate(offset);
+        let level = order.get() - EXTENT_ORDER;
+        if !self.region_of(first).update(|word| region::give(word, first % 8, level)) {
+            return Err(OffsetError::NotAllocated { offset });
+        }
+        // SeqCst: see `drain`.
+        self.spans_freed.fetch_add(1, Ordering::SeqCst);
+        self.note_freed();
+        Ok(())
     }
 
-    fn adopt(&self, index: usize) -> Locked<'_> {
-        Locked::new(index, self.header(index).adopt(), &self.bitmaps)
+    /// Says that nothing of `order` is free (I6). All locks are held and the magazines are closed.
+    pub(super) fn note_exhausted(&self, order: Order) {
+        debug_assert!(order.get() < NOTHING_KNOWN);
+        // SeqCst: see `drain`.
+        self.exhausted.fetch_min(order.get(), Ordering::SeqCst);
     }
-}
-
-/// Returns how many extents a run of `order`, which is above an extent's, covers.
-fn span_len(order: Order) -> usize {
-    1 << (order.get() - EXTENT_ORDER)
-}
-
-fn agree(extent: usize, what: &'static str, recorded: u64, counted: u64) -> Result<(), Inconsistency> {
-    if recorded == counted { Ok(()) } else { Err(Inconsistency { extent, what, recorded, counted }) }
 }

@@ -1,0 +1,384 @@
+//! Split blocks: runs below 2 MiB.
+//!
+//! One bit a page says whether it is taken. The order of the runs is told by a tag of four bits for each word of 64
+//! pages, so that it costs 1/16 of the bitmap: a word holds runs of one small order, or is part of one larger run.
+//! A word that must hold several orders (a request by offset, or nothing else is left) is *mixed*: a second bitmap, of
+//! which only such words touch memory, marks where its runs begin. A word without a taken page has no order, whatever
+//! its tag says.
+//!
+//! One bit and an eighth a page could not tell any mix of orders apart: a block of 2^k pages has A(k) = 1 + A(k-1)^2
+//! states, A(0) = 2, which comes to 1.18 bits a page.
+
+use super::extent::Locked;
+use super::geometry::{
+    BLOCK_ORDER, BLOCK_PAGES, BLOCK_WORDS, Class, EXTENT_BLOCKS, EXTENT_WORDS, UNIT_ORDER, UNIT_RUNS,
+    WORD_ORDER, WORD_PAGES, bits, free_runs, run_mask,
+};
+use crate::sync::Zeroed;
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// The bitmap of an extent: a set bit is a page that is taken, by a user or by a magazine. Written under the extent's
+/// lock; magazines read bits of what they and their users hold.
+#[derive(Debug)]
+pub(super) struct Words([AtomicU64; EXTENT_WORDS]);
+
+impl Default for Words {
+    fn default() -> Words {
+        Words(std::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+// SAFETY: atomics are plain words, 0 by default.
+unsafe impl Zeroed for Words {}
+
+impl Words {
+    #[inline]
+    pub(super) fn word(&self, index: usize) -> u64 {
+        // Relaxed: under the lock, or about a page that the asker was handed after the bit was set.
+        self.0[index].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self, index: usize, word: u64) {
+        // Relaxed: as above.
+        self.0[index].store(word, Ordering::Relaxed);
+    }
+}
+
+/// Tags 0 to 5 are runs of that order, 6 to 8 (a part of) one run of that order.
+type Tag = u8;
+/// Runs of several orders: see the heads.
+pub(super) const MIXED: Tag = 9;
+/// Runs of order `tag - OWNED`, of which one magazine holds some.
+pub(super) const OWNED: Tag = 10;
+
+/// The tags of an extent, one word a block.
+#[derive(Debug)]
+pub(super) struct Tags([u32; EXTENT_BLOCKS]);
+
+impl Default for Tags {
+    fn default() -> Tags {
+        Tags([0; EXTENT_BLOCKS])
+    }
+}
+
+// SAFETY: plain words, 0 by default.
+unsafe impl Zeroed for Tags {}
+
+impl Tags {
+    pub(super) fn tag(&self, word: usize) -> Tag {
+        (self.0[word / BLOCK_WORDS] >> (word % BLOCK_WORDS * 4) & 15) as Tag
+    }
+
+    fn set(&mut self, word: usize, tag: Tag) {
+        let (block, shift) = (word / BLOCK_WORDS, word % BLOCK_WORDS * 4);
+        self.0[block] = self.0[block] & !(15 << shift) | u32::from(tag) << shift;
+    }
+}
+
+/// Where the runs of mixed words begin, one bit a page. Means something in mixed words only.
+#[derive(Debug)]
+pub(super) struct Heads([u64; EXTENT_WORDS]);
+
+impl Default for Heads {
+    fn default() -> Heads {
+        Heads([0; EXTENT_WORDS])
+    }
+}
+
+// SAFETY: plain words, 0 by default.
+unsafe impl Zeroed for Heads {}
+
+impl Locked<'_> {
+    /// Returns the bits of a word whose pages the extent does not have.
+    pub(super) fn base(&self, word: usize) -> u64 {
+        let valid = (self.header().nr_pages as usize).saturating_sub(word * WORD_PAGES).min(WORD_PAGES);
+        if valid == WORD_PAGES { 0 } else { u64::MAX << valid }
+    }
+
+    fn word(&self, word: usize) -> u64 {
+        self.words().word(word)
+    }
+
+    /// Returns whether no page of the word is taken. Magazines may still own it.
+    fn is_free(&self, word: usize) -> bool {
+        self.word(word) == self.base(word)
+    }
+
+    pub(super) fn is_owned(&self, word: usize) -> bool {
+        self.tags().tag(word) >= OWNED
+    }
+
+    fn words_of(block: usize) -> std::ops::Range<usize> {
+        block * BLOCK_WORDS..(block + 1) * BLOCK_WORDS
+    }
+
+    /// Makes the lowest free block a split one. The extent is open.
+    pub(super) fn split_block(&mut self, is_long: bool) -> Option<usize> {
+        let block = (!self.header().taken).trailing_zeros() as usize;
+        (block < 64).then(|| {
+            self.mark_split(block, is_long);
+            block
+        })
+    }
+
+    pub(super) fn mark_split(&mut self, block: usize, is_long: bool) {
+        debug_assert!(self.header().is_open && Self::words_of(block).all(|word| self.word(word) == 0));
+        let bit = 1 << block;
+        let header = self.header_mut();
+        header.taken |= bit;
+        header.split |= bit;
+        header.room |= bit;
+        header.long |= if is_long { bit } else { 0 };
+        for word in Self::words_of(block) {
+            self.tags_mut().set(word, 0);
+        }
+    }
+
+    /// Brings `room` up to date, and makes the block free again when nothing of it is taken or owned.
+    fn settle(&mut self, block: usize) {
+        let bit = 1 << block;
+        let has_room = Self::words_of(block).any(|word| self.word(word) != u64::MAX);
+        let room = self.header().room & !bit | if has_room { bit } else { 0 };
+        self.header_mut().room = room;
+        let is_whole = (block + 1) * BLOCK_PAGES <= self.header().nr_pages as usize;
+        if is_whole && Self::words_of(block).all(|word| self.word(word) == 0 && !self.is_owned(word)) {
+            let header = self.header_mut();
+            header.split &= !bit;
+            header.room &= !bit;
+            header.long &= !bit;
+            self.free_blocks(bit);
+        }
+    }
+
+    /// Takes a unit of `class` in one of `blocks` (a mask of split blocks) for a magazine.
+    pub(super) fn take_small_unit(&mut self, class: Class, blocks: u64) -> Option<(u64, u32)> {
+        let units = BLOCK_PAGES >> class.unit_order();
+        bits(blocks & self.header().room).find_map(|block| {
+            (block * units..(block + 1) * units).find_map(|unit| self.own_unit(class, unit))
+        })
+    }
+
+    /// Takes what is free of a unit (counted from the extent's start), if all of its words hold this order or nothing.
+    fn own_unit(&mut self, class: Class, unit: usize) -> Option<(u64, u32)> {
+        let order = class.order();
+        let first = unit << class.unit_order();
+        let words = first / WORD_PAGES..((unit + 1) << class.unit_order()).div_ceil(WORD_PAGES);
+        if words.clone().all(|word| self.word(word) == u64::MAX) {
+            return None;
+        }
+        if !words
+            .clone()
+            .all(|word| self.tags().tag(word) == order || self.is_free(word) && !self.is_owned(word))
+        {
+            return None;
+        }
+        let mut held = 0u32;
+        for word in words.clone() {
+            // A unit may be a part of a word.
+            let shift = if word == first / WORD_PAGES { first % WORD_PAGES } else { 0 };
+            let len = (UNIT_RUNS << order).min(WORD_PAGES);
+            let within = if len == WORD_PAGES { u64::MAX } else { ((1 << len) - 1) << shift };
+            let runs = free_runs(self.word(word), order) & within;
+            let mut taken = self.word(word);
+            for bit in bits(runs) {
+                taken |= run_mask(bit, order);
+                held |= 1 << ((word * WORD_PAGES + bit - first) >> order);
+            }
+            self.words().set(word, taken);
+        }
+        if held == 0 {
+            return None;
+        }
+        words.for_each(|word| self.tags_mut().set(word, OWNED + order));
+        self.settle(first / BLOCK_PAGES);
+        let per_extent = super::EXTENT_PAGES >> class.unit_order();
+        Some((self.index as u64 * per_extent + unit as u64, held))
+    }
+
+    /// Takes the unit of the freed run at `page`, of which nothing is held, so that further frees go to a magazine.
+    /// Returns `None` if it is owned already, or holds other orders.
+    pub(super) fn adopt_unit(&mut self, class: Class, page: usize) -> Option<(u64, u32)> {
+        if self.header().split >> (page / BLOCK_PAGES) & 1 == 0 {
+            return None;
+        }
+        self.own_unit(class, page >> class.unit_order())
+    }
+
+    pub(super) fn give_small_unit(&mut self, class: Class, unit: u64, held: u32) {
+        let per_extent = super::EXTENT_PAGES >> class.unit_order();
+        let unit = (unit % per_extent) as usize;
+        let first = unit << class.unit_order();
+        for run in bits(u64::from(held)) {
+            let page = first + (run << class.order());
+            let word = self.word(page / WORD_PAGES);
+            // A bit that is clear was freed twice at the same instant; the run is free already (I5).
+            self.words().set(page / WORD_PAGES, word & !run_mask(page % WORD_PAGES, class.order()));
+        }
+        for word in first / WORD_PAGES..((unit + 1) << class.unit_order()).div_ceil(WORD_PAGES) {
+            debug_assert_eq!(self.tags().tag(word), OWNED + class.order());
+            self.tags_mut().set(word, class.order());
+        }
+        self.settle(first / BLOCK_PAGES);
+    }
+
+    /// Takes the first free run of `order` in one of `blocks` (a mask of split blocks). Words of other orders are only
+    /// used when `may_mix`.
+    pub(super) fn take_run(&mut self, order: u8, blocks: u64, may_mix: bool) -> Option<u64> {
+        let page = bits(blocks & self.header().room).find_map(|block| {
+            Self::words_of(block).find_map(|word| {
+                if order >= WORD_ORDER {
+                    let len = 1 << (order - WORD_ORDER);
+                    let fits = word.is_multiple_of(len)
+                        && (word..word + len).all(|word| self.word(word) == 0 && !self.is_owned(word));
+                    return fits.then_some(word * WORD_PAGES);
+                }
+                let tag = self.tags().tag(word);
+                let allowed = tag < OWNED && (may_mix || tag == order || self.is_free(word));
+                let runs = if allowed { free_runs(self.word(word), order) } else { 0 };
+                (runs != 0).then(|| word * WORD_PAGES + runs.trailing_zeros() as usize)
+            })
+        })?;
+        self.mark_run(page, order);
+        Some(self.offset_of(page))
+    }
+
+    /// Marks the free run at `page`, in a split block and no owned word, allocated.
+    pub(super) fn mark_run(&mut self, page: usize, order: u8) {
+        let first = page / WORD_PAGES;
+        if order >= WORD_ORDER {
+            for word in first..first + (1 << (order - WORD_ORDER)) {
+                self.words().set(word, u64::MAX);
+                self.tags_mut().set(word, order);
+            }
+        } else {
+            let mask = run_mask(page % WORD_PAGES, order);
+            debug_assert_eq!(self.word(first) & mask, 0);
+            if self.is_free(first) {
+                self.tags_mut().set(first, order);
+            } else if self.tags().tag(first) != order {
+                self.mix(first);
+                let head = 1 << (page % WORD_PAGES);
+                let heads = &mut self.heads_mut().0[first];
+                *heads = *heads & !mask | head;
+            }
+            self.words().set(first, self.word(first) | mask);
+        }
+        self.settle(page / BLOCK_PAGES);
+    }
+
+    /// Makes a word mixed: writes down where its runs begin.
+    fn mix(&mut self, word: usize) {
+        let tag = self.tags().tag(word);
+        if tag == MIXED {
+            return;
+        }
+        debug_assert!(tag < WORD_ORDER);
+        let taken = self.word(word) & !self.base(word);
+        let starts = free_runs(0, tag);
+        // Pages that do not exist stand alone, so that no run seems to go on over them.
+        self.heads_mut().0[word] = taken & starts | self.base(word);
+        self.tags_mut().set(word, MIXED);
+    }
+
+    /// Returns whether every page of the aligned run at `page` is free in the bitmap. The block is split.
+    pub(super) fn is_run_free(&self, page: usize, order: u8) -> bool {
+        let first = page / WORD_PAGES;
+        if order >= WORD_ORDER {
+            return (first..first + (1 << (order - WORD_ORDER)))
+                .all(|word| self.word(word) == 0 && !self.is_owned(word));
+        }
+        self.word(first) & run_mask(page % WORD_PAGES, order) == 0 && !self.is_owned(first)
+    }
+
+    /// Returns the order of the run that begins at `page` of a split block, taken by a user or held by a magazine.
+    pub(super) fn run_order_at(&self, page: usize) -> Option<u8> {
+        let (word, bit) = (page / WORD_PAGES, page % WORD_PAGES);
+        if self.word(word) >> bit & 1 == 0 || page >= self.header().nr_pages as usize {
+            return None;
+        }
+        let tag = self.tags().tag(word);
+        match tag {
+            MIXED => {
+                let heads = self.heads().0[word];
+                (heads >> bit & 1 != 0).then(|| {
+                    let body = self.word(word) & !heads;
+                    let rest = if bit == 63 { 0 } else { body >> (bit + 1) };
+                    (rest.trailing_ones() + 1).ilog2() as u8
+                })
+            }
+            _ => {
+                let order = if tag >= OWNED { tag - OWNED } else { tag };
+                page.is_multiple_of(1 << order).then_some(order)
+            }
+        }
+    }
+
+    /// Marks the allocated run at `page` free. Its order is right.
+    pub(super) fn give_run(&mut self, page: usize, order: u8) {
+        let first = page / WORD_PAGES;
+        if order >= WORD_ORDER {
+            (first..first + (1 << (order - WORD_ORDER))).for_each(|word| self.words().set(word, 0));
+        } else {
+            let mask = run_mask(page % WORD_PAGES, order);
+            debug_assert_eq!(self.word(first) & mask, mask);
+            self.words().set(first, self.word(first) & !mask);
+        }
+        self.settle(page / BLOCK_PAGES);
+    }
+
+    /// Counts pages and checks tags and heads of a split block; returns an error's name.
+    pub(super) fn check_split_block(&self, block: usize) -> Result<(), &'static str> {
+        let mut word = block * BLOCK_WORDS;
+        let end = word + BLOCK_WORDS;
+        while word < end {
+            let taken = self.word(word) & !self.base(word);
+            let tag = self.tags().tag(word);
+            match tag {
+                _ if self.word(word) & self.base(word) != self.base(word) => {
+                    return Err("pages past the end");
+                }
+                _ if taken == 0 => {}
+                MIXED => {
+                    let heads = bits(self.heads().0[word] & taken);
+                    let mut in_runs = 0;
+                    for bit in heads {
+                        let order =
+                            self.run_order_at(word * WORD_PAGES + bit).ok_or("a head without a run")?;
+                        if bit % (1 << order) != 0 {
+                            return Err("alignment of a run");
+                        }
+                        in_runs |= run_mask(bit, order);
+                    }
+                    if in_runs != taken {
+                        return Err("pages in runs");
+                    }
+                }
+                WORD_ORDER..MIXED => {
+                    let len = 1 << (tag - WORD_ORDER);
+                    let run = word..word + len;
+                    if !word.is_multiple_of(len)
+                        || !run
+                            .clone()
+                            .all(|word| self.word(word) == u64::MAX && self.tags().tag(word) == tag)
+                    {
+                        return Err("a run of several words");
+                    }
+                    word = run.end - 1;
+                }
+                _ => {
+                    let order = if tag >= OWNED { tag - OWNED } else { tag };
+                    let whole =
+                        bits(taken & free_runs(0, order)).fold(0, |all, bit| all | run_mask(bit, order));
+                    if whole != taken {
+                        return Err("a run in a word of its order");
+                    }
+                }
+            }
+            word += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Units of the smaller classes lie inside a block, and inside a word or on whole words.
+const _: () = assert!(4 + UNIT_ORDER <= BLOCK_ORDER);
