@@ -18,11 +18,13 @@ mod tests;
 pub use crate::pgmap::{FolioError, FolioFree, FolioInfo, FreedFolio};
 pub use raw::RawFolio;
 
+use crate::device::DeviceError;
 use crate::offset::Lifetime;
 use crate::pgmap::Pgmap;
 use crate::pgmap::core::Core;
-use crate::pgmap::ops::{self, Place};
-use crate::units::Order;
+use crate::pgmap::ops::Place;
+use crate::sys::bus_error;
+use crate::units::{Order, PAGE_SHIFT};
 use std::fmt;
 use std::ptr::NonNull;
 
@@ -97,13 +99,22 @@ impl Folio {
 
     /// Overwrites the folio with zeroes when this is the only reference; returns whether it did.
     pub fn zero(&mut self) -> bool {
-        let Ok(addr) = self.address() else { return false };
-        if self.ref_count() != 1 {
-            return false;
-        }
-        // SAFETY: mapped for its length, and this is the only reference.
-        unsafe { ops::zero(addr, self.place.order) };
-        true
+        self.ref_count() == 1 && self.clear().is_ok()
+    }
+
+    /// Overwrites a folio that was just made with zeroes. Who has found it by its offset meanwhile reads them or what was
+    /// there before.
+    ///
+    /// # Errors
+    /// The refusal to map it, [`DeviceError::Gone`], [`DeviceError::Damaged`].
+    pub(crate) fn clear(&self) -> Result<(), FolioError> {
+        let addr = self.address()?;
+        // SAFETY: mapped for its length, which the reference keeps so. Nobody has a slice of it: that takes the only
+        // reference, which is this one or none.
+        unsafe { bus_error::clear(addr, self.len_bytes()) }.map_err(|error| {
+            let offset = (self.offset() << PAGE_SHIFT) + (error.addr - addr.as_ptr().addr()) as u64;
+            FolioError::Device(DeviceError::unanswered(self.pgmap().device().name(), offset, error))
+        })
     }
 
     /// Describes the folio. The count of a folio of the parent process is 0.
@@ -185,6 +196,30 @@ impl Pgmap {
         Ok(Folio { core: self.core(), place })
     }
 
+    /// As [`alloc_folio`](Pgmap::alloc_folio), with every byte zero. 2 MiB come from what is
+    /// [kept zeroed](Pgmap::keep_zeroed) if there is any; the rest is cleared now, large folios past the caches.
+    ///
+    /// # Errors
+    /// As for [`alloc_folio`](Pgmap::alloc_folio), and the refusal to map the folio.
+    pub fn alloc_folio_zeroed(&self, order: Order, lifetime: Lifetime) -> Result<Folio, FolioError> {
+        let (folio, is_zero) = self.alloc_folio_prezeroed(order, lifetime)?;
+        if !is_zero {
+            folio.clear()?;
+        }
+        Ok(folio)
+    }
+
+    /// Makes a folio that is to be zero and may be already, which it also returns. Who gets one that is not
+    /// [clears](Folio::clear) it before anybody else sees it.
+    pub(crate) fn alloc_folio_prezeroed(
+        &self,
+        order: Order,
+        lifetime: Lifetime,
+    ) -> Result<(Folio, bool), FolioError> {
+        let (place, is_zero) = self.core().alloc_prezeroed(order, lifetime)?;
+        Ok((Folio { core: self.core(), place }, is_zero))
+    }
+
     /// Makes up to `count` folios of one order, passes each to `out` and returns how many there were.
     ///
     /// # Errors
@@ -196,14 +231,21 @@ impl Pgmap {
         count: usize,
         out: &mut dyn FnMut(Folio),
     ) -> Result<usize, FolioError> {
-        for made in 0..count {
-            match self.alloc_folio(order, lifetime) {
-                Ok(folio) => out(folio),
-                Err(error) if made == 0 => return Err(error),
-                Err(_) => return Ok(made),
-            }
-        }
-        Ok(count)
+        many(count, out, || self.alloc_folio(order, lifetime))
+    }
+
+    /// As [`alloc_folios`](Pgmap::alloc_folios), with every byte zero.
+    ///
+    /// # Errors
+    /// As for [`alloc_folio_zeroed`](Pgmap::alloc_folio_zeroed), only when there was not even one.
+    pub fn alloc_folios_zeroed(
+        &self,
+        order: Order,
+        lifetime: Lifetime,
+        count: usize,
+        out: &mut dyn FnMut(Folio),
+    ) -> Result<usize, FolioError> {
+        many(count, out, || self.alloc_folio_zeroed(order, lifetime))
     }
 
     /// Takes a reference to the live folio that covers `offset`. `None` when the page is idle or the pgmap dying:
@@ -212,4 +254,20 @@ impl Pgmap {
         let place = self.core().try_get(offset)?;
         Some(Folio { core: self.core(), place })
     }
+}
+
+/// Passes up to `count` folios to `out` and returns how many there were; fails when there is not even one.
+fn many(
+    count: usize,
+    out: &mut dyn FnMut(Folio),
+    alloc: impl Fn() -> Result<Folio, FolioError>,
+) -> Result<usize, FolioError> {
+    for made in 0..count {
+        match alloc() {
+            Ok(folio) => out(folio),
+            Err(error) if made == 0 => return Err(error),
+            Err(_) => return Ok(made),
+        }
+    }
+    Ok(count)
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::pgmap::testing::{TestDevice, bind_with, order, validate};
 use crate::pgmap::{OffsetTracking, PgmapOptions, PgmapState};
+use crate::sys::testing::soon;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -229,7 +230,9 @@ fn the_last_put_races_with_the_last_handle() {
                 drop(pgmap);
             });
         });
-        assert_eq!((device.claims(), Arc::strong_count(&device)), (0, 1));
+        // A fork in another test holds a share of every pgmap for its length.
+        let is_gone = || (device.claims(), Arc::strong_count(&device)) == (0, 1);
+        assert!(soon(is_gone), "something of the pgmap was left");
     }
 }
 

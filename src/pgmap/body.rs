@@ -2,6 +2,7 @@
 
 use super::direct::Direct;
 use super::extents::{ExtentSlot, Grow};
+use super::prezero::Prezeroed;
 use super::stats::Counters;
 use super::table::FolioTable;
 use super::{FolioFree, OffsetTracking, PgmapError, PgmapOptions};
@@ -39,6 +40,8 @@ pub(crate) struct Body {
     pub(super) high: AtomicUsize,
     pub(super) grow: Mutex<Grow>,
     pub(super) direct: Direct,
+    pub(super) prezeroed: Prezeroed,
+    pub(super) retains_memory: bool,
     pub(super) counters: CachePadded<Counters>,
     /// Set when the claims were given back for good.
     pub(super) is_dead: AtomicBool,
@@ -96,6 +99,8 @@ impl Body {
             high: AtomicUsize::new(0),
             grow: Mutex::new(Grow::default()),
             direct: Direct::new(len_bytes, granule_bytes)?,
+            prezeroed: Prezeroed::new(),
+            retains_memory: options.retain_memory,
             counters: CachePadded::default(),
             is_dead: AtomicBool::new(false),
             is_forked: AtomicBool::new(false),

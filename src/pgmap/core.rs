@@ -224,7 +224,15 @@ impl Core {
 
     #[cold]
     fn end(&self) {
-        // SAFETY: life is 0, so no share and no reference is left (I1, I2): nobody else looks at the body.
+        {
+            // SAFETY: life is 0 and the body not yet dropped.
+            let body = unsafe { self.body() };
+            if body.had_pool() {
+                self.leave_pools();
+            }
+        }
+        // SAFETY: life is 0, so no share and no reference is left (I1, I2), and who fills pools does not know the body any
+        // more (`prezero` I3): nobody else looks at it.
         let slot = unsafe { &mut *self.body.get() };
         // SAFETY: `start` wrote it, and it is dropped once per start.
         unsafe { slot.assume_init_drop() };

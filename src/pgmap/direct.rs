@@ -9,6 +9,7 @@ use super::body::Body;
 use super::extents::byte_range;
 use crate::device::DeviceKind;
 use crate::error::SysError;
+use crate::sys::bus_error;
 use crate::sys::mm::{self, Reservation};
 use crate::units::{Order, PAGE_SHIFT};
 use std::ops::Range;
@@ -110,6 +111,8 @@ impl Body {
             // SAFETY: the place is our reservation's, and the caller says that it is unused. A refusal leaves the
             // mapping until the reservation goes.
             let _ = unsafe { mm::map_reserved(addr, len_bytes) };
+            let start = addr.as_ptr().addr();
+            bus_error::forget_damage(&(start..start + len_bytes));
         }
         self.slot(index).mapped.store(0, Ordering::Release);
     }
@@ -124,7 +127,7 @@ impl Body {
     /// Gives the memory of a folio back that is just becoming idle, if it was in use through this mapping and is
     /// large enough to be worth it.
     pub(super) fn discard_idle(&self, offset: u64, order: Order) {
-        if order < Order::HUGE || order.nr_pages() < self.granule_pages {
+        if self.retains_memory || order < Order::HUGE || order.nr_pages() < self.granule_pages {
             return;
         }
         let Some(addr) = self.mapped_address(offset, order) else { return };

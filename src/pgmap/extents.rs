@@ -17,6 +17,7 @@ use super::{FolioError, table::FolioTable};
 use crate::device::DeviceError;
 use crate::offset::{EXTENT_PAGES, Lifetime, OffsetAllocator, OffsetError};
 use crate::sync::Zeroed;
+use crate::sys::bus_error;
 use crate::sys::mm::Reservation;
 use crate::units::{Order, PAGE_SHIFT};
 use std::ops::Range;
@@ -142,8 +143,20 @@ impl Body {
         Ok(())
     }
 
-    /// Takes a free run from the allocator, claiming more of the device while it has none.
+    /// Takes a free run from the allocator, claiming more of the device while it has none, and in the end from what is
+    /// kept zeroed.
     pub(super) fn alloc_offset(
+        &self,
+        allocator: &OffsetAllocator,
+        order: Order,
+        lifetime: Lifetime,
+    ) -> Result<u64, FolioError> {
+        let take = || self.alloc_offset_beside_pool(allocator, order, lifetime);
+        take().or_else(|error| self.with_none_aside(allocator, take).unwrap_or(Err(error)))
+    }
+
+    /// Takes a free run from the allocator, claiming more of the device while it has none.
+    pub(super) fn alloc_offset_beside_pool(
         &self,
         allocator: &OffsetAllocator,
         order: Order,
@@ -249,14 +262,16 @@ impl Body {
         let pages = whole.start..whole.start + nr_pages;
         let bytes = byte_range(&pages);
         let claim = self.device.claim(bytes.clone()).map_err(|error| match error {
-            DeviceError::Claimed { .. } => ClaimFault::Held(error),
+            DeviceError::Claimed { .. } | DeviceError::Mapped { .. } => ClaimFault::Held(error),
             other => ClaimFault::Other(FolioError::Device(other)),
         })?;
         let prepared = if claim.is_zero { Ok(()) } else { self.scrub(&pages) };
-        let prepared = prepared.and_then(|()| self.table.populate(whole.clone()).map_err(FolioError::Sys));
-        if let Err(error) = prepared {
+        let prepared = prepared.and_then(|()| {
+            self.table.populate(whole.clone()).map_err(|refusal| ClaimFault::Other(FolioError::Sys(refusal)))
+        });
+        if let Err(fault) = prepared {
             self.device.release(bytes);
-            return Err(ClaimFault::Other(error));
+            return Err(fault);
         }
         let slot = self.slot(index);
         slot.nr_pages.store(nr_pages as u32, Ordering::Relaxed);
@@ -297,21 +312,32 @@ impl Body {
     }
 
     /// Overwrites what a former owner left in claimed pages, through a mapping of its own.
-    fn scrub(&self, pages: &Range<u64>) -> Result<(), FolioError> {
+    fn scrub(&self, pages: &Range<u64>) -> Result<(), ClaimFault> {
         let bytes = byte_range(pages);
         let len_bytes = (bytes.end - bytes.start) as usize;
         let align_bytes = (self.granule_pages << PAGE_SHIFT) as usize;
-        let room = Reservation::new(len_bytes, align_bytes)?;
+        let room =
+            Reservation::new(len_bytes, align_bytes).map_err(|refusal| ClaimFault::Other(refusal.into()))?;
         // SAFETY: the reservation is ours and fresh, and the range was just claimed.
-        unsafe { self.device.map_at(room.base(), bytes.start, len_bytes) }?;
+        unsafe { self.device.map_at(room.base(), bytes.start, len_bytes) }
+            .map_err(|refusal| ClaimFault::Other(refusal.into()))?;
         // SAFETY: the range is mapped writable for `len_bytes`, and nobody else uses claimed, unpublished pages.
-        unsafe { std::ptr::write_bytes(room.base().as_ptr(), 0, len_bytes) };
-        Ok(())
+        unsafe { bus_error::clear(room.base(), len_bytes) }.map_err(|error| {
+            let offset = bytes.start + (error.addr - room.base().as_ptr().addr()) as u64;
+            match DeviceError::unanswered(self.device.name(), offset, error) {
+                damaged @ DeviceError::Damaged { .. } => ClaimFault::Held(damaged),
+                gone => ClaimFault::Other(FolioError::Device(gone)),
+            }
+        })
     }
 
     /// Gives every claim back and takes the extents out of the direct mapping. No folio is live and none can be
     /// requested.
     pub(super) fn release_claims(&self) {
+        self.with_pool_ended(|| self.release_all_claims());
+    }
+
+    fn release_all_claims(&self) {
         let mut grow = self.grow.lock();
         self.is_dead.store(true, Ordering::Relaxed);
         for index in self.known_extents() {

@@ -11,12 +11,14 @@
 
 use super::body::Body;
 use super::core::{Core, lock_registry_for_fork, unlock_registry_after_fork};
+use super::prezero;
 use crate::device::AfterFork;
 use std::sync::atomic::Ordering;
 
 /// Takes the locks of all pgmaps. Called by the thread that forks, with no lock of ours held.
 pub(crate) fn before_fork() {
     lock_registry_for_fork();
+    prezero::lock_for_fork();
     for core in Core::all() {
         if core.try_share() {
             core.lock_for_fork();
@@ -38,6 +40,7 @@ pub(crate) fn after_fork_in_child() {
 fn unlock_all(adapt: impl Fn(&Core)) {
     // The registry first: the share that is given back below may be the last.
     unlock_registry_after_fork();
+    prezero::unlock_after_fork();
     for core in Core::all() {
         if core.is_fork_locked.swap(false, Ordering::Relaxed) {
             core.unlock_after_fork(&adapt);
@@ -58,11 +61,13 @@ impl Core {
         for index in body.known_extents() {
             body.table.lock_for_fork(body.claimed_range(index));
         }
+        body.prezeroed.lock_for_fork();
     }
 
     fn unlock_after_fork(&self, adapt: impl Fn(&Core)) {
         // SAFETY: before_fork took a share, which is given back after this.
         let body = unsafe { self.body() };
+        body.prezeroed.unlock_after_fork();
         for index in body.known_extents() {
             body.table.unlock_after_fork(body.claimed_range(index));
         }
@@ -77,6 +82,7 @@ impl Core {
     fn adapt_in_child(&self) {
         // SAFETY: before_fork took a share, which is given back after this.
         let body = unsafe { self.body() };
+        body.end_pool_in_child();
         let before = body.count_live();
         match body.device.after_fork_in_child() {
             AfterFork::Private => {}

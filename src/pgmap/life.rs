@@ -12,8 +12,11 @@
 //! | drained | dead | `exit`, or the last handle |
 
 use super::{DrainError, FolioError, FolioInfo, Pgmap, PgmapError};
+use crate::folio::Folio;
 use crate::sync::percpu_ref::{Remaining, SwitchError};
-use crate::sys::futex;
+use crate::sync::service;
+use crate::sys::bus_error::BusError;
+use crate::sys::{futex, stdio};
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -76,16 +79,53 @@ impl Pgmap {
         self.kill()
     }
 
+    /// Takes note of an access to a folio's memory that failed, and takes the folio. A page that is damaged is never handed
+    /// out again; a device that is gone is killed with its pgmap, and the first who sees that tells the user.
+    pub(crate) fn note_bus_error(&self, folio: Folio, error: BusError) {
+        if error.is_damaged {
+            self.set_aside(folio);
+            return;
+        }
+        drop(folio);
+        self.note_gone();
+    }
+
+    /// Kills the pgmap of a device that does not answer any more. The first who sees that tells the user.
+    pub(crate) fn note_gone(&self) {
+        if self.kill().is_ok() {
+            let name = self.device().name();
+            service::run(|| {
+                stdio::complain(&format!(
+                    "daxtier: {name} is not there any more: nothing is placed there from now on, and what is there is lost\n"
+                ));
+            });
+        }
+    }
+
+    /// Keeps a folio out of use for good, and counts it as quarantined.
+    pub(crate) fn set_aside(&self, folio: Folio) {
+        let body = self.body();
+        body.counters.note_free(folio.order());
+        body.table.note_quarantined(folio.order());
+        // The reference of the pgmap goes, so that it can be drained; the folio's own stays for ever.
+        std::mem::forget(folio);
+        self.core().unpin();
+    }
+
     /// Brings a killed pgmap back to life, drained or not.
     ///
     /// # Errors
     /// [`PgmapError::NotDying`] when it is live, [`PgmapError::Dead`].
     pub fn resurrect(&self) -> Result<(), PgmapError> {
         match self.core().refs.resurrect() {
-            Ok(Remaining::Some) => Ok(()),
+            Ok(Remaining::Some) => {
+                self.body().prezeroed.note_resurrected();
+                Ok(())
+            }
             Ok(Remaining::Zero) => {
                 // Whoever saw the zero gives, or gave, the references' share of the life back; they have one again.
                 self.core().share();
+                self.body().prezeroed.note_resurrected();
                 Ok(())
             }
             Err(error) => Err(self.switch_error(error)),

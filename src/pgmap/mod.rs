@@ -3,8 +3,8 @@
 //! [`Pgmap`] is a handle; the last handle to go kills the pgmap, and every live folio keeps it alive. Binding
 //! claims nothing: extents of 128 MiB are claimed from the device, scrubbed and given metadata when first
 //! needed. `core` is what outlives a pgmap, `body` what it is made of, `extents` claims, `direct` the pgmap's own
-//! mapping, `table` and `word` the folio metadata, `ops` the steps of request and put, `life` kill and drain,
-//! `fork` the child's side. Uses `device`, `offset`, `sync`; the layer above, `folio`, wraps references.
+//! mapping, `table` and `word` the folio metadata, `ops` the steps of request and put, `prezero` what is cleared ahead,
+//! `life` kill and drain, `fork` the child's side. Uses `device`, `offset`, `sync`; the layer above, `folio`, wraps references.
 //!
 //! Progress: taking and dropping references that are not the last is lock-free. Request, the last put and
 //! try_get hold short locks; claiming an extent holds one lock of the pgmap for as long as the scrub takes.
@@ -22,6 +22,10 @@ mod life;
 #[cfg(all(test, loom))]
 mod loom_table;
 pub(crate) mod ops;
+pub(crate) mod prezero;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod prezero_tests;
 mod stats;
 pub(crate) mod table;
 #[cfg(test)]
@@ -62,6 +66,9 @@ pub struct PgmapOptions {
     pub limit_pages: Option<u64>,
     /// Who keeps track of free offsets.
     pub offsets: OffsetTracking,
+    /// Whether what is freed keeps its memory, for the next folio in its place, rather than to give it back to the
+    /// system. The memory of device-dax is always kept. Concerns folios of 2 MiB and more; smaller ones always keep it.
+    pub retain_memory: bool,
     /// Called at each folio's last put.
     pub on_free: Option<Arc<dyn FolioFree>>,
 }
@@ -73,6 +80,7 @@ impl Default for PgmapOptions {
             min_order: Order::PAGE,
             limit_pages: None,
             offsets: OffsetTracking::default(),
+            retain_memory: false,
             on_free: None,
         }
     }
@@ -181,6 +189,18 @@ impl Pgmap {
         self.body().min_order
     }
 
+    /// Takes a reference, as a request does first, and drops it at once; returns whether the pgmap was live. For benches:
+    /// no reference is handed out, as one that is held over a fork would have to be void in the child.
+    #[doc(hidden)]
+    #[inline]
+    pub fn get_and_put(&self) -> bool {
+        let is_live = self.core.refs.tryget_live();
+        if is_live {
+            self.core.unpin();
+        }
+        is_live
+    }
+
     pub(crate) fn core(&self) -> &'static Core {
         self.core
     }
@@ -222,6 +242,7 @@ impl fmt::Debug for PgmapOptions {
             .field("min_order", &self.min_order)
             .field("limit_pages", &self.limit_pages)
             .field("offsets", &self.offsets)
+            .field("retain_memory", &self.retain_memory)
             .finish_non_exhaustive()
     }
 }

@@ -10,8 +10,9 @@ use super::core::Core;
 use super::table::{PutOutcome, Sighting};
 use super::word::Fault;
 use super::{FolioError, FolioInfo, FreedFolio};
-use crate::offset::{Lifetime, OffsetError};
-use crate::units::{Order, PAGE_SIZE};
+use crate::offset::{Lifetime, OffsetAllocator, OffsetError};
+use crate::sys::bus_error;
+use crate::units::Order;
 use std::ptr::NonNull;
 
 /// How many runs with broken metadata an allocation passes over before it gives up.
@@ -48,6 +49,23 @@ impl Core {
         let body = unsafe { self.body() };
         let outcome = body.alloc(order, lifetime);
         self.settle_request(body, order, outcome)
+    }
+
+    /// As [`alloc`](Core::alloc), of what is zero already if there is any; also returns whether the folio is.
+    pub(crate) fn alloc_prezeroed(
+        &self,
+        order: Order,
+        lifetime: Lifetime,
+    ) -> Result<(Place, bool), FolioError> {
+        let id = self.id();
+        if !self.refs.tryget_live() {
+            return Err(FolioError::Dying { pgmap: id });
+        }
+        // SAFETY: the reference keeps the body.
+        let body = unsafe { self.body() };
+        let mut is_zero = false;
+        let outcome = body.alloc_prezeroed(order, lifetime, &mut is_zero);
+        self.settle_request(body, order, outcome).map(|place| (place, is_zero))
     }
 
     fn settle_request(
@@ -174,7 +192,8 @@ impl Body {
         self.check_run(offset, order)?;
         self.claim_run(offset, order)?;
         if let Some(allocator) = &self.allocator {
-            allocator.reserve(offset, order).map_err(|error| self.reserve_error(error, offset, order))?;
+            let reserved = self.reserve(allocator, offset, order);
+            reserved.map_err(|error| self.reserve_error(error, offset, order))?;
         }
         let fault = match self.table.request(offset, order) {
             Ok(generation) => return Ok((Place { offset, generation, order }, 0)),
@@ -190,6 +209,43 @@ impl Body {
             let _ = allocator.free(offset, order);
         }
         Err(error.into())
+    }
+
+    /// Takes exactly this run from the allocator, and from what is kept zeroed.
+    fn reserve(&self, allocator: &OffsetAllocator, offset: u64, order: Order) -> Result<(), OffsetError> {
+        let reserve = || allocator.reserve(offset, order);
+        match reserve() {
+            // A live folio is in the way for good.
+            Err(error @ OffsetError::Busy { .. }) if self.table.obstacle(offset, order).is_none() => {
+                self.with_none_aside(allocator, reserve).unwrap_or(Err(error))
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn alloc_prezeroed(
+        &self,
+        order: Order,
+        lifetime: Lifetime,
+        is_zero: &mut bool,
+    ) -> Result<Requested, RequestFault> {
+        let aside = if order == Order::HUGE { self.prezeroed.take() } else { None };
+        let Some(offset) = aside else { return self.alloc(order, lifetime) };
+        match self.table.request(offset, order) {
+            Ok(generation) => {
+                *is_zero = true;
+                Ok((Place { offset, generation, order }, 0))
+            }
+            Err(fault) => {
+                // As in `alloc`: the run is left taken.
+                let lost_here =
+                    if fault == Fault::Corrupt { self.quarantine(offset, order, None) } else { 0 };
+                match self.alloc(order, lifetime) {
+                    Ok((place, lost)) => Ok((place, lost + lost_here)),
+                    Err(fault) => Err(RequestFault { lost_folios: fault.lost_folios + lost_here, ..fault }),
+                }
+            }
+        }
     }
 
     fn alloc(&self, order: Order, lifetime: Lifetime) -> Result<Requested, RequestFault> {
@@ -230,13 +286,26 @@ impl Body {
     /// Gives the offset back and tells the owner. The run is idle, no lock is held.
     fn finish_free(&self, offset: u64, order: Order, user: u64) {
         self.counters.note_free(order);
-        if let Some(allocator) = &self.allocator {
+        if self.is_damaged(offset, order) {
+            // The offset stays taken.
+            self.table.note_quarantined(order);
+        } else if let Some(allocator) = &self.allocator {
             let freed = allocator.free(offset, order);
             debug_assert_eq!(freed, Ok(()), "a live folio's run is allocated");
+            self.prezeroed.note_freed();
         }
         if let Some(on_free) = &self.on_free {
             on_free.folio_free(FreedFolio { pgmap: self.id, offset, order, user });
         }
+    }
+
+    /// Whether the machine has found the folio's memory damaged, as far as it was touched through the pgmap's own mapping.
+    #[inline]
+    fn is_damaged(&self, offset: u64, order: Order) -> bool {
+        bus_error::is_damaged(|| {
+            let start = self.mapped_address(offset, order)?.as_ptr().addr();
+            Some(start..start + order.len_bytes() as usize)
+        })
     }
 
     fn check_run(&self, offset: u64, order: Order) -> Result<(), FolioError> {
@@ -252,7 +321,7 @@ impl Body {
         Ok(())
     }
 
-    fn check_order(&self, order: Order) -> Result<(), FolioError> {
+    pub(super) fn check_order(&self, order: Order) -> Result<(), FolioError> {
         if order < self.min_order {
             return Err(FolioError::OrderTooSmall { order, min_order: self.min_order });
         }
@@ -308,14 +377,4 @@ impl Body {
             self.table.for_each_live(self.claimed_range(index), f);
         }
     }
-}
-
-/// Overwrites a run through its address.
-///
-/// # Safety
-/// The run is mapped writable at `addr`, and the caller has it to itself.
-pub(crate) unsafe fn zero(addr: NonNull<u8>, order: Order) {
-    debug_assert!(addr.as_ptr().addr().is_multiple_of(PAGE_SIZE));
-    // SAFETY: the caller's duty.
-    unsafe { std::ptr::write_bytes(addr.as_ptr(), 0, order.len_bytes() as usize) };
 }

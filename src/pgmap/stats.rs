@@ -18,6 +18,8 @@ pub struct PgmapStats {
     pub used_bytes: u64,
     /// The most that was ever in live folios.
     pub peak_bytes: u64,
+    /// Free and zero already: see [`keep_zeroed`](Pgmap::keep_zeroed).
+    pub prezeroed_bytes: u64,
     /// Metadata of claimed extents and split blocks.
     pub metadata_bytes: u64,
     /// Live folios of each order.
@@ -79,6 +81,7 @@ impl Body {
             claimed_bytes: bytes(&counters.claimed_pages),
             used_bytes: bytes(&counters.used_pages),
             peak_bytes: bytes(&counters.peak_pages),
+            prezeroed_bytes: self.prezeroed.nr_aside() as u64 * Order::HUGE.len_bytes(),
             metadata_bytes: self.metadata_bytes(),
             folios_by_order: std::array::from_fn(|order| {
                 counters.folios_by_order[order].load(Ordering::Relaxed)

@@ -5,6 +5,7 @@ use super::*;
 use crate::device::{DeviceError, DeviceKind};
 use crate::folio::Folio;
 use crate::offset::Lifetime;
+use crate::sys::testing::soon;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -328,7 +329,8 @@ fn ids_find_their_pgmap_and_are_not_used_again_soon() {
     drop(first);
     assert_eq!(again.state(), PgmapState::Live, "a handle is left");
     drop(again);
-    assert!(Pgmap::from_id(id).is_none());
+    // Whoever lists all pgmaps meanwhile, in another test, holds a handle for a moment.
+    assert!(soon(|| Pgmap::from_id(id).is_none()));
     assert_ne!(bind(EXTENT).id(), id);
     assert!(Pgmap::from_id(0).is_none());
 }

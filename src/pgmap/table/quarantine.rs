@@ -27,6 +27,12 @@ impl FolioTable {
         })
     }
 
+    /// Counts a folio whose memory is damaged, and whose last reference is never put.
+    pub(crate) fn note_quarantined(&self, order: Order) {
+        // Relaxed: a figure.
+        self.quarantined_pages.fetch_add(order.nr_pages(), Ordering::Relaxed);
+    }
+
     /// Takes whatever unsound metadata there is in the run out of use. Calls `on_lost` with the order of each folio
     /// that was live there; locks are held.
     ///
