@@ -88,8 +88,8 @@ fn parse_lock(line: &str, file: &str) -> Option<Range<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::testing::soon;
     use crate::topology::tree::Tree;
-    use std::time::Duration;
 
     #[test]
     fn lock_lines_of_other_files_and_kinds_are_passed_over() {
@@ -127,9 +127,6 @@ mod tests {
         drop(node);
         // A child that another test is forking just now holds the description too, for a moment.
         let is_released = || holders(Path::new("/"), &path, 1 << 30).is_empty();
-        assert!((0..500).any(|_| is_released() || {
-            std::thread::sleep(Duration::from_millis(10));
-            false
-        }));
+        assert!(soon(is_released));
     }
 }

@@ -15,23 +15,31 @@
 use super::descriptor::Descriptor;
 use super::discovery::{DaxInfo, DaxState, describe_file, device_names, name_of_dev, node_state, rdev};
 use super::range::{check_len, check_range, check_span};
+use super::strangers::{Mapped, known_header, mapped};
 use super::{AfterFork, Claim, Device, DeviceError, DeviceKind};
 use crate::error::SysError;
+use crate::sync::Mutex;
+use crate::sys::descriptors::Lent;
 use crate::sys::file::{self, FileStat};
-use crate::sys::{lock, mm};
+use crate::sys::mm::Reservation;
+use crate::sys::{bus_error, lock, mm};
 use std::ffi::CString;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::ptr::NonNull;
+use std::time::{Duration, Instant};
 
 /// How a dax device is opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DaxOptions {
     /// The bytes of the device to use, in multiples of its alignment; all of it without.
     pub range: Option<Range<u64>>,
+    /// Use the device although it holds data of a known format, or another process maps it without a claim. Such data is
+    /// overwritten.
+    pub force: bool,
 }
 
 /// A device-dax node, or a range of one.
@@ -47,7 +55,21 @@ pub struct Dax {
     align_bytes: u64,
     target_node: Option<u32>,
     file: Descriptor,
+    /// Who maps the node without a claim, and when that was looked up; `None` when it does not matter.
+    strangers: Option<Mutex<Seen>>,
 }
+
+/// What others map of a node, at some time.
+#[derive(Debug, Default)]
+struct Seen {
+    at: Option<Instant>,
+    mapped: Vec<Mapped>,
+}
+
+/// How old a look at other processes may be. A look takes milliseconds where there are hundreds of them.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Longer than a look at a device's first page takes.
+const GLANCE: Duration = Duration::from_millis(5);
 
 impl Dax {
     /// Opens the dax device at `path`. Claims and maps nothing yet.
@@ -95,7 +117,7 @@ impl Dax {
         check_range(&name, &range, len_bytes, align_bytes)?;
         let file =
             Descriptor::new(node).map_err(|source| DeviceError::Sys { device: name.clone(), source })?;
-        Ok(Dax {
+        let dax = Dax {
             name,
             path,
             opened,
@@ -104,11 +126,60 @@ impl Dax {
             align_bytes,
             target_node: info.target_node,
             file,
-        })
+            strangers: (!options.force).then(|| Mutex::new(Seen::default())),
+        };
+        if !options.force
+            && let Some(found) = dax.known_data()?
+        {
+            return Err(DeviceError::HoldsData { device: dax.name, found });
+        }
+        Ok(dax)
+    }
+
+    /// Returns the format of the data on the device, if it is one that is known by its header. Reads the first page.
+    fn known_data(&self) -> Result<Option<&'static str>, DeviceError> {
+        let len_bytes = self.align_bytes as usize;
+        let place = Reservation::new(len_bytes, len_bytes).map_err(|source| self.refused(source))?;
+        let start = place.base().as_ptr().addr();
+        // SAFETY: the reservation was just made, and nothing is written through the mapping.
+        unsafe { self.map_at(place.base(), 0, len_bytes) }?;
+        let mut first = [0u8; 64];
+        let read = || {
+            for (at, byte) in first.iter_mut().enumerate() {
+                // SAFETY: a granule is longer.
+                let from = unsafe { place.base().add(at) };
+                // SAFETY: mapped. Another process may write to it, so each byte is read once.
+                *byte = unsafe { from.read_volatile() };
+            }
+        };
+        // SAFETY: the work drops nothing.
+        unsafe { bus_error::guarded(start..start + len_bytes, read) }
+            .map_err(|error| DeviceError::unanswered(&self.name, 0, error))?;
+        Ok(known_header(&first))
+    }
+
+    /// Returns a process that maps a part of a range of the node without a claim. The range is locked, so whoever maps it
+    /// has none.
+    fn stranger_in(&self, range: &Range<u64>) -> Option<Mapped> {
+        let mut seen = self.strangers.as_ref()?.lock();
+        let find = |seen: &Seen| {
+            seen.mapped.iter().find(|m| m.range.start < range.end && range.start < m.range.end).cloned()
+        };
+        let is_fresh = seen.at.is_some_and(|at| at.elapsed() < LOOK_AGAIN);
+        if is_fresh && find(&seen).is_none() {
+            return None;
+        }
+        let look = || Seen { at: Some(Instant::now()), mapped: mapped(Path::new("/proc"), self.opened.id) };
+        *seen = look();
+        find(&seen)?;
+        // Who opens the device looks at its first page for a moment, as we did.
+        std::thread::sleep(GLANCE);
+        *seen = look();
+        find(&seen)
     }
 
     /// Returns the node's descriptor; in a forked child a description of its own, opened at the first call.
-    fn file(&self) -> Result<BorrowedFd<'_>, DeviceError> {
+    fn file(&self) -> Result<Lent<'_>, DeviceError> {
         self.file.get(|| self.open_again()).map_err(|source| self.refused(source))
     }
 
@@ -207,8 +278,15 @@ impl Device for Dax {
 
     fn claim(&self, range: Range<u64>) -> Result<Claim, DeviceError> {
         check_range(&self.name, &range, self.len_bytes, self.align_bytes)?;
-        match lock::try_lock(self.file()?, &self.on_node(&range)) {
-            Ok(true) => Ok(Claim { is_zero: false }),
+        match lock::try_lock(self.file()?.as_fd(), &self.on_node(&range)) {
+            Ok(true) => match self.stranger_in(&self.on_node(&range)) {
+                None => Ok(Claim { is_zero: false }),
+                Some(Mapped { pid, range: theirs }) => {
+                    self.release(range);
+                    let device = self.name.clone();
+                    Err(DeviceError::Mapped { device, start: theirs.start, end: theirs.end, pid })
+                }
+            },
             Ok(false) => Err(DeviceError::Claimed {
                 device: self.name.clone(),
                 start: range.start,
@@ -227,15 +305,16 @@ impl Device for Dax {
         }
         if let Ok(node) = self.file() {
             // A lock that cannot be given back goes with the process.
-            let _ = lock::unlock(node, &self.on_node(&range));
+            let _ = lock::unlock(node.as_fd(), &self.on_node(&range));
         }
     }
 
     unsafe fn map_at(&self, addr: NonNull<u8>, offset: u64, len_bytes: usize) -> Result<(), DeviceError> {
         check_span(&self.name, offset, len_bytes, self.len_bytes, self.align_bytes)?;
         let node = self.file()?;
+        bus_error::watch();
         // SAFETY: the caller owns the address range, and nobody uses what is mapped there.
-        unsafe { mm::map_shared(addr, len_bytes, node, self.base + offset) }
+        unsafe { mm::map_shared(addr, len_bytes, node.as_fd(), self.base + offset) }
             .map_err(|source| self.refused(source))?;
         // The range is a mapping of its own here (its neighbours have the flag already), so the advice splits
         // nothing and does not fail for want of mappings.

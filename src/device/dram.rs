@@ -88,8 +88,9 @@ impl Device for Dram {
 
     unsafe fn map_at(&self, addr: NonNull<u8>, offset: u64, len_bytes: usize) -> Result<(), DeviceError> {
         check_span(NAME, offset, len_bytes, self.len_bytes, HUGE_BYTES)?;
+        let pages = if offset < SMALL_BYTES { Pages::Small } else { Pages::Huge };
         // SAFETY: the caller owns the address range, and nobody uses what is mapped there.
-        unsafe { map_private(NAME, addr, len_bytes, self.nodes.as_ref()) }
+        unsafe { map_private(NAME, addr, len_bytes, pages, self.nodes.as_ref()) }
     }
 
     /// Returns `false`: the memory belongs to its mapping. Whoever mapped it drops it with MADV_DONTNEED, or by
@@ -103,7 +104,21 @@ impl Device for Dram {
     }
 }
 
-/// Maps fresh anonymous memory, with huge pages where the kernel has them, on `nodes` where given.
+/// How much of the memory has small pages. Offsets are handed out from the lowest, and many programs are done before
+/// they come further: to clear huge pages would cost them more than the rest of their start, and memory that they
+/// never use.
+const SMALL_BYTES: u64 = 16 << 20;
+
+/// Which pages anonymous memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pages {
+    /// Small ones only.
+    Small,
+    /// Huge ones where the kernel has them.
+    Huge,
+}
+
+/// Maps fresh anonymous memory of `pages`, on `nodes` where given.
 ///
 /// # Safety
 /// As for [`Device::map_at`].
@@ -111,14 +126,19 @@ pub(super) unsafe fn map_private(
     device: &str,
     addr: NonNull<u8>,
     len_bytes: usize,
+    pages: Pages,
     nodes: Option<&numa::NodeSet>,
 ) -> Result<(), DeviceError> {
     let refused = |source| DeviceError::Sys { device: device.to_owned(), source };
     // SAFETY: the caller owns the range.
     unsafe { mm::map_anonymous(addr, len_bytes) }.map_err(refused)?;
+    let advice = match pages {
+        Pages::Small => libc::MADV_NOHUGEPAGE,
+        Pages::Huge => libc::MADV_HUGEPAGE,
+    };
     // A kernel without huge pages refuses the advice; small pages do the same work.
     // SAFETY: the range was just mapped, for this caller, and the advice drops no data.
-    let _ = unsafe { mm::advise(addr, len_bytes, libc::MADV_HUGEPAGE) };
+    let _ = unsafe { mm::advise(addr, len_bytes, advice) };
     if let Some(nodes) = nodes {
         // SAFETY: the range was just mapped for this caller.
         unsafe { numa::bind(addr, len_bytes, nodes) }.map_err(refused)?;

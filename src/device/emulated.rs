@@ -12,11 +12,12 @@ use super::descriptor::Descriptor;
 use super::range::{HUGE_BYTES, check_len, check_range, check_span};
 use super::{AfterFork, Claim, Device, DeviceError, DeviceKind};
 use crate::error::SysError;
+use crate::sys::descriptors::Lent;
 use crate::sys::file;
 use crate::sys::mm;
 use crate::units::ExactBytes;
 use std::ops::Range;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -47,8 +48,15 @@ impl Emulated {
         Ok(Emulated { name, len_bytes, align_bytes, memfd, has_stale_bytes: AtomicBool::new(false) })
     }
 
-    fn file(&self) -> Result<BorrowedFd<'_>, SysError> {
+    fn file(&self) -> Result<Lent<'_>, SysError> {
         self.memfd.get(|| open_memfd(self.len_bytes))
+    }
+
+    /// Returns the descriptor, by which a test cuts the device short.
+    #[cfg(test)]
+    pub(crate) fn descriptor(&self) -> std::os::fd::RawFd {
+        use std::os::fd::{AsFd, AsRawFd};
+        self.file().expect("open").as_fd().as_raw_fd()
     }
 
     fn refused(&self, source: SysError) -> DeviceError {
@@ -102,7 +110,8 @@ impl Device for Emulated {
         check_span(&self.name, offset, len_bytes, self.len_bytes, self.align_bytes)?;
         let node = self.file().map_err(|source| self.refused(source))?;
         // SAFETY: the caller owns the address range, and nobody uses what is mapped there.
-        unsafe { mm::map_shared(addr, len_bytes, node, offset) }.map_err(|source| self.refused(source))?;
+        unsafe { mm::map_shared(addr, len_bytes, node.as_fd(), offset) }
+            .map_err(|source| self.refused(source))?;
         if self.align_bytes >= HUGE_BYTES {
             // A kernel without huge pages refuses the advice; small pages do the same work.
             // SAFETY: the range was just mapped for this caller, and the advice drops no data.

@@ -2,6 +2,7 @@
 
 use super::discovery::DaxState;
 use crate::error::SysError;
+use crate::sys::bus_error::BusError;
 use crate::units::Bytes;
 
 /// A device that could not be opened, claimed or mapped.
@@ -118,6 +119,41 @@ pub enum DeviceError {
         /// Who holds it, as far as it can be told ("pid 1234", "another process").
         holder: String,
     },
+    /// Another process maps a part of the range and has claimed nothing: its data would be overwritten.
+    #[error(
+        "{device}: bytes {start:#x}..{end:#x} are mapped by process {pid}, which holds no claim: its data would be \
+         overwritten; end it, name another part (range=OFFSET+LENGTH), or say force ({device},force) to use them all the same"
+    )]
+    Mapped {
+        /// The device's name.
+        device: String,
+        /// First byte of what the process maps.
+        start: u64,
+        /// Its end.
+        end: u64,
+        /// The process.
+        pid: u32,
+    },
+    /// The device begins with a header of a known format: there is data on it.
+    #[error(
+        "{device}: it holds {found}, which would be overwritten; say force ({device},force) to use it all the same"
+    )]
+    HoldsData {
+        /// The device's name.
+        device: String,
+        /// The format.
+        found: &'static str,
+    },
+    /// The machine has found a page of the device damaged.
+    #[error(
+        "{device}: the memory at byte {offset:#x} is damaged (a memory error of the machine); it is left out of use"
+    )]
+    Damaged {
+        /// The device's name.
+        device: String,
+        /// Where, in bytes from the device's start.
+        offset: u64,
+    },
     /// No NUMA node with memory has this number.
     #[error("{device}: there is no node {node} with memory; this machine has {known:?}")]
     NoSuchNode {
@@ -178,17 +214,27 @@ impl DeviceError {
             | DeviceError::EmptyRange { .. }
             | DeviceError::NotAligned { .. } => libc::EINVAL,
             DeviceError::BeyondEnd { .. } => libc::ERANGE,
-            DeviceError::Claimed { .. } => libc::EBUSY,
+            DeviceError::Claimed { .. } | DeviceError::Mapped { .. } => libc::EBUSY,
+            DeviceError::HoldsData { .. } => libc::EEXIST,
             DeviceError::Missing { .. } => libc::ENOENT,
             DeviceError::NoSuchNode { .. } | DeviceError::NotDax { .. } => libc::ENODEV,
             DeviceError::Unusable { state, .. } => state.errno(),
             DeviceError::Gone { .. } => libc::ENXIO,
+            DeviceError::Damaged { .. } => libc::EHWPOISON,
             DeviceError::NoRanges { .. } => libc::EINVAL,
             DeviceError::SizeBeyondEnd { .. } => libc::ERANGE,
             DeviceError::NodeTooSmall { .. } => libc::ENOMEM,
             DeviceError::DescriptorLost { .. } => libc::EBADF,
             DeviceError::NodeRefused { source, .. } | DeviceError::Sys { source, .. } => source.errno,
         }
+    }
+}
+
+impl DeviceError {
+    /// What an access means that a device did not answer, `offset` bytes from its start.
+    pub(crate) fn unanswered(device: &str, offset: u64, error: BusError) -> DeviceError {
+        let device = device.to_owned();
+        if error.is_damaged { DeviceError::Damaged { device, offset } } else { DeviceError::Gone { device } }
     }
 }
 

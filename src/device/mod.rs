@@ -17,7 +17,9 @@ mod open;
 mod origin;
 mod range;
 mod release;
+mod scrub;
 mod spec;
+mod strangers;
 
 pub use claim::Holder;
 pub use dax::{Dax, DaxOptions};
@@ -29,6 +31,7 @@ pub use node::NodeMemory;
 pub use open::open;
 pub use origin::{CxlMemdev, Origin};
 pub use release::{RELEASED_PATH, Release, ReleaseError, list_releases, release, released, revoke};
+pub use scrub::Scrubbed;
 pub use spec::{DeviceSpec, DeviceSpecError};
 
 use std::fmt::Debug;

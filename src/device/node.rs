@@ -4,7 +4,7 @@
 //! forking and migrating them work as for all other memory. Whether the node exists and may be used is found
 //! out when the device is made, with a page of probe memory, not at the first use.
 
-use super::dram::map_private;
+use super::dram::{Pages, map_private};
 use super::range::{HUGE_BYTES, check_len, check_range, check_span};
 use super::{AfterFork, Claim, Device, DeviceError, DeviceKind};
 use crate::error::SysError;
@@ -98,7 +98,7 @@ impl Device for NodeMemory {
     unsafe fn map_at(&self, addr: NonNull<u8>, offset: u64, len_bytes: usize) -> Result<(), DeviceError> {
         check_span(&self.name, offset, len_bytes, self.len_bytes, HUGE_BYTES)?;
         // SAFETY: the caller owns the address range, and nobody uses what is mapped there.
-        unsafe { map_private(&self.name, addr, len_bytes, Some(&self.nodes)) }
+        unsafe { map_private(&self.name, addr, len_bytes, Pages::Huge, Some(&self.nodes)) }
     }
 
     /// Returns `false`: the memory belongs to its mapping. Whoever mapped it drops it with MADV_DONTNEED, or by

@@ -6,13 +6,12 @@
 use super::range::check_len;
 use super::{Dax, DaxOptions, Device, DeviceError, DeviceSpec, Emulated, NodeMemory};
 use crate::topology;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Makes the device that `spec` names.
 ///
-/// `range` is the part of a dax device to use, all of it without. `size` is how much of the device is to be used,
+/// `options` are those of a dax device. `size` is how much of the device is to be used,
 /// wherever it lies. For a node it is the device's length (without it and without one in `spec`, what is free there
 /// now). For the other kinds it is only checked here: the device keeps its length, and whoever hands its memory out
 /// keeps to `size`.
@@ -23,13 +22,13 @@ use std::sync::Arc;
 pub fn open(
     spec: &DeviceSpec,
     size: Option<u64>,
-    range: Option<Range<u64>>,
+    options: DaxOptions,
 ) -> Result<Arc<dyn Device>, DeviceError> {
-    if range.is_some() && !matches!(spec, DeviceSpec::Dax(_)) {
+    if options.range.is_some() && !matches!(spec, DeviceSpec::Dax(_)) {
         return Err(DeviceError::NoRanges { device: spec.to_string() });
     }
     let device: Arc<dyn Device> = match spec {
-        DeviceSpec::Dax(path) => Arc::new(Dax::open(path, DaxOptions { range })?),
+        DeviceSpec::Dax(path) => Arc::new(Dax::open(path, options)?),
         DeviceSpec::Emulated(len_bytes) => {
             Arc::new(Emulated::new(*len_bytes, Emulated::DEFAULT_ALIGN_BYTES)?)
         }
@@ -62,17 +61,22 @@ mod tests {
 
     #[test]
     fn a_spec_opens_as_its_kind() {
-        let device = open(&DeviceSpec::Emulated(1 << 30), Some(512 << 20), None).unwrap();
+        let device = open(&DeviceSpec::Emulated(1 << 30), Some(512 << 20), DaxOptions::default()).unwrap();
         assert_eq!((device.kind(), device.len_bytes()), (DeviceKind::Emulated, 1 << 30));
-        let beyond = open(&DeviceSpec::Emulated(1 << 30), Some(2 << 30), None).unwrap_err();
+        let beyond = open(&DeviceSpec::Emulated(1 << 30), Some(2 << 30), DaxOptions::default()).unwrap_err();
         assert!(matches!(beyond, DeviceError::SizeBeyondEnd { size_bytes, .. } if size_bytes == 2 << 30));
-        let odd = open(&DeviceSpec::Emulated(1 << 30), Some(4096), None).unwrap_err();
+        let odd = open(&DeviceSpec::Emulated(1 << 30), Some(4096), DaxOptions::default()).unwrap_err();
         assert!(matches!(odd, DeviceError::NotAligned { .. }), "{odd}");
-        let range = open(&DeviceSpec::Emulated(1 << 30), None, Some(0..1 << 21)).unwrap_err();
+        let range = open(
+            &DeviceSpec::Emulated(1 << 30),
+            None,
+            DaxOptions { range: Some(0..1 << 21), ..DaxOptions::default() },
+        )
+        .unwrap_err();
         assert!(matches!(range, DeviceError::NoRanges { .. }), "{range}");
-        let missing = open(&DeviceSpec::Dax("/dev/dax99.9".into()), None, None).unwrap_err();
+        let missing = open(&DeviceSpec::Dax("/dev/dax99.9".into()), None, DaxOptions::default()).unwrap_err();
         assert!(matches!(missing, DeviceError::Missing { .. }), "{missing}");
-        let node = open(&DeviceSpec::Node { id: 999, size: None }, None, None).unwrap_err();
+        let node = open(&DeviceSpec::Node { id: 999, size: None }, None, DaxOptions::default()).unwrap_err();
         assert!(matches!(node, DeviceError::NoSuchNode { node: 999, .. }), "{node}");
     }
 }

@@ -96,9 +96,25 @@ impl Tier {
     /// # Errors
     /// The last pgmap's refusal when none has room.
     pub(crate) fn alloc(&self, order: Order, lifetime: Lifetime) -> Result<Folio, FolioError> {
+        self.first_to(|pgmap| pgmap.alloc_folio(order, lifetime))
+    }
+
+    /// Hands out a folio that is to be zero, and whether it is already.
+    ///
+    /// # Errors
+    /// As for [`alloc`](Tier::alloc).
+    pub(crate) fn alloc_prezeroed(
+        &self,
+        order: Order,
+        lifetime: Lifetime,
+    ) -> Result<(Folio, bool), FolioError> {
+        self.first_to(|pgmap| pgmap.alloc_folio_prezeroed(order, lifetime))
+    }
+
+    fn first_to<F>(&self, alloc: impl Fn(&Pgmap) -> Result<F, FolioError>) -> Result<F, FolioError> {
         let mut refusal = None;
         for pgmap in &self.pgmaps {
-            match pgmap.alloc_folio(order, lifetime) {
+            match alloc(pgmap) {
                 Ok(folio) => return Ok(folio),
                 Err(error) => refusal = Some(error),
             }

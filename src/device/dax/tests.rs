@@ -4,10 +4,9 @@
 use super::*;
 use crate::device::range::HUGE_BYTES;
 use crate::sys::mm::Reservation;
-use crate::sys::testing::{ChildEnd, in_child};
+use crate::sys::testing::{ChildEnd, in_child, soon};
 use crate::topology::tree::Tree;
 use std::path::PathBuf;
-use std::time::Duration;
 
 const HUGE: usize = HUGE_BYTES as usize;
 
@@ -19,18 +18,23 @@ fn stand_in(tree: &Tree, dev: &str) -> PathBuf {
 }
 
 fn open_zero(tree: &Tree, range: Option<Range<u64>>) -> Result<Dax, DeviceError> {
-    Dax::open_under(tree.root(), Path::new("/dev/zero"), DaxOptions { range })
+    // Forced: away from its start the stand-in has nothing to be looked at.
+    Dax::open_under(tree.root(), Path::new("/dev/zero"), DaxOptions { range, force: true })
 }
 
 /// A device over a regular file of four granules.
 fn over_file(path: &Path, range: Option<Range<u64>>) -> Result<Dax, DeviceError> {
+    over_file_with(path, DaxOptions { range, ..DaxOptions::default() })
+}
+
+fn over_file_with(path: &Path, options: DaxOptions) -> Result<Dax, DeviceError> {
     let tree = Tree::recorded("cxl-devdax");
     let mut info = DaxInfo::read(tree.root(), "dax0.0").unwrap();
     info.len_bytes = 4 * HUGE_BYTES;
     let c_path = CString::new(path.as_os_str().as_bytes()).unwrap();
     let node = file::open_read_write(&c_path).unwrap();
     let opened = file::stat(node.as_raw_fd()).unwrap();
-    Dax::from_node(path.to_string_lossy().into_owned(), c_path, node, opened, &info, DaxOptions { range })
+    Dax::from_node(path.to_string_lossy().into_owned(), c_path, node, opened, &info, options)
 }
 
 fn shared_file() -> (Tree, PathBuf) {
@@ -47,13 +51,7 @@ fn is_claimed<T>(result: &Result<T, DeviceError>) -> bool {
 
 /// Claims once it can: a child that another test is forking holds our description for a moment.
 fn claim_soon(device: &Dax, range: Range<u64>) -> bool {
-    (0..500).any(|_| {
-        let claimed = device.claim(range.clone()).is_ok();
-        if !claimed {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        claimed
-    })
+    soon(|| device.claim(range.clone()).is_ok())
 }
 
 #[test]
@@ -161,7 +159,7 @@ fn ranges_are_checked_against_the_device() {
 }
 
 /// Runs `child` as a user without rights, or as this one if it has none.
-fn without_rights(child: impl FnOnce() -> i32) -> ChildEnd {
+fn without_rights(mut child: impl FnMut() -> i32) -> ChildEnd {
     in_child(|| {
         if file::effective_uid() == 0 {
             // SAFETY: setgroups with no groups reads no memory.
@@ -304,4 +302,89 @@ fn bytes_are_shared_between_claims_and_not_with_a_forked_child() {
     unsafe { whole.map_at(other.base(), HUGE_BYTES, HUGE) }.unwrap();
     // SAFETY: the address was just mapped readable.
     assert_eq!(unsafe { other.base().as_ptr().read_volatile() }, 77);
+}
+
+#[test]
+fn what_a_process_maps_without_a_claim_is_not_claimed_unless_forced() {
+    let (_tree, path) = shared_file();
+    let device = over_file(&path, None).unwrap();
+    let forced = over_file_with(&path, DaxOptions { force: true, ..DaxOptions::default() }).unwrap();
+    let c_path = CString::new(path.as_os_str().as_bytes()).unwrap();
+    let mut ends = [0; 2];
+    // SAFETY: the array has room for two descriptors.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    // SAFETY: the child makes system calls only, and waits to be killed.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: the path is NUL-terminated.
+        let file = unsafe { libc::open(c_path.as_ptr(), libc::O_RDWR) };
+        let (prot, offset) = (libc::PROT_READ | libc::PROT_WRITE, HUGE_BYTES as i64);
+        // SAFETY: a mapping where the kernel likes.
+        unsafe { libc::mmap(std::ptr::null_mut(), HUGE, prot, libc::MAP_SHARED, file, offset) };
+        // SAFETY: one byte of the path.
+        unsafe { libc::write(ends[1], c_path.as_ptr().cast(), 1) };
+        loop {
+            // SAFETY: takes nothing.
+            unsafe { libc::pause() };
+        }
+    }
+    let mut told = 0u8;
+    // SAFETY: the buffer is one byte long.
+    assert_eq!(unsafe { libc::read(ends[0], (&raw mut told).cast(), 1) }, 1);
+    assert!(claim_soon(&device, 0..HUGE_BYTES), "nobody maps it");
+    for range in [HUGE_BYTES..2 * HUGE_BYTES, HUGE_BYTES..4 * HUGE_BYTES] {
+        let refused = device.claim(range).unwrap_err();
+        let DeviceError::Mapped { start, end, pid, .. } = refused else { panic!("{refused}") };
+        assert_eq!((start, end, pid), (HUGE_BYTES, 2 * HUGE_BYTES, child as u32));
+    }
+    assert!(claim_soon(&device, 2 * HUGE_BYTES..4 * HUGE_BYTES), "nobody maps it");
+    assert!(
+        claim_soon(&forced, HUGE_BYTES..2 * HUGE_BYTES),
+        "the refusal kept no lock, and force looks at nobody"
+    );
+    forced.release(HUGE_BYTES..2 * HUGE_BYTES);
+    // SAFETY: ends the child that was just made.
+    unsafe { libc::kill(child, libc::SIGKILL) };
+    // SAFETY: waits for it.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    assert!(claim_soon(&device, HUGE_BYTES..2 * HUGE_BYTES), "nobody maps it any more");
+}
+
+#[test]
+fn a_device_that_holds_data_is_not_opened_unless_forced() {
+    let (_tree, path) = shared_file();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"PMEMOBJ\0", 0).unwrap();
+    let refused = over_file(&path, None).unwrap_err();
+    assert!(matches!(refused, DeviceError::HoldsData { .. }), "{refused}");
+    assert!(refused.to_string().contains("PMDK") && refused.to_string().contains(",force"), "{refused}");
+    over_file(&path, Some(HUGE_BYTES..2 * HUGE_BYTES)).expect("the data is elsewhere");
+    over_file_with(&path, DaxOptions { force: true, ..DaxOptions::default() }).expect("forced");
+}
+
+#[test]
+fn what_nobody_uses_is_cleared_and_the_rest_left_alone() {
+    let (_tree, path) = shared_file();
+    let fill = vec![0xa5u8; 4 * HUGE];
+    std::fs::write(&path, &fill).unwrap();
+    let (device, other) = (over_file(&path, None).unwrap(), over_file(&path, None).unwrap());
+    assert!(claim_soon(&other, HUGE_BYTES..2 * HUGE_BYTES));
+    let mut steps = Vec::new();
+    let done = device.scrub_free(&mut |done| steps.push(done)).unwrap();
+    assert_eq!((done.cleared_bytes, done.used_bytes, done.damaged_bytes), (3 * HUGE_BYTES, HUGE_BYTES, 0));
+    assert_eq!(steps.last(), Some(&done));
+    let bytes = std::fs::read(&path).unwrap();
+    for (granule, bytes) in bytes.chunks(HUGE).enumerate() {
+        let expected = if granule == 1 { 0xa5 } else { 0 };
+        assert!(bytes.iter().all(|&byte| byte == expected), "granule {granule}");
+    }
+    assert!(claim_soon(&other, 0..HUGE_BYTES), "nothing stays claimed");
+    other.release(0..2 * HUGE_BYTES);
+    // A part of a device keeps to its range.
+    std::fs::write(&path, &fill).unwrap();
+    let part = over_file(&path, Some(2 * HUGE_BYTES..3 * HUGE_BYTES)).unwrap();
+    assert_eq!(part.scrub_free(&mut |_| ()).unwrap().cleared_bytes, HUGE_BYTES);
+    let bytes = std::fs::read(&path).unwrap();
+    assert_eq!(bytes.iter().filter(|&&byte| byte == 0).count(), HUGE);
+    assert!(bytes[2 * HUGE..3 * HUGE].iter().all(|&byte| byte == 0));
 }
