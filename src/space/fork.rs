@@ -10,9 +10,9 @@
 //! Between the two, what the forking thread writes to such a slot is the child's alone. The C library writes to
 //! none; a thread whose own stack lies in a slow slot can't fork.
 
-use super::{SLICE_BYTES, SLICES_PER_SLOT, SLOT_BYTES, SLOTS_PER_CHUNK, Space};
+use super::{SLOT_BYTES, Space};
 use crate::error::SysError;
-use crate::space::slot::Mapping;
+use crate::space::slot::{Mapping, copy_slices};
 use crate::sys::mm::{self, Reservation};
 use crate::units::PAGE_SIZE;
 use std::ptr::NonNull;
@@ -33,26 +33,6 @@ struct Places {
     slots: Reservation,
 }
 
-/// A fork that can't give the child its copies.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum ForkError {
-    /// There is not enough memory for the copies.
-    NoRoom {
-        /// What the copies need.
-        needed_bytes: u64,
-        /// What the machine has.
-        available_bytes: u64,
-    },
-    /// The kernel refused a mapping.
-    Sys(SysError),
-}
-
-impl From<SysError> for ForkError {
-    fn from(refusal: SysError) -> ForkError {
-        ForkError::Sys(refusal)
-    }
-}
-
 impl Snapshot {
     /// Returns how many slots a child would have to get copies of.
     pub(crate) fn count(space: &Space) -> usize {
@@ -62,20 +42,16 @@ impl Snapshot {
     }
 
     /// Copies every slot that is mapped from a device and puts the copies at the slots' addresses. Allocates nothing
-    /// but mappings. `available_bytes` is what the machine could give.
+    /// but mappings.
     ///
     /// # Errors
-    /// [`ForkError`] when the copies do not fit or a mapping is refused; nothing changes then.
-    pub(crate) fn take(space: &Space, available_bytes: u64) -> Result<Snapshot, ForkError> {
+    /// The refusal of a mapping; nothing changes then.
+    pub(crate) fn take(space: &Space) -> Result<Snapshot, SysError> {
         let len = Snapshot::count(space);
         if len == 0 {
             return Ok(Snapshot { places: None, len: 0 });
         }
         let len_bytes = len * SLOT_BYTES;
-        let needed_bytes = len_bytes as u64;
-        if needed_bytes > available_bytes {
-            return Err(ForkError::NoRoom { needed_bytes, available_bytes });
-        }
         let table_len = (len * size_of::<usize>()).next_multiple_of(PAGE_SIZE);
         let places = Places {
             copies: Reservation::new(len_bytes, SLOT_BYTES)?,
@@ -100,7 +76,7 @@ impl Snapshot {
                 for done in (0..at).rev() {
                     places.put_device(space, done)?;
                 }
-                return Err(refusal.into());
+                return Err(refusal);
             }
         }
         Ok(Snapshot { places: Some(places), len })
@@ -163,25 +139,10 @@ impl Places {
 
 /// Calls `visit` with the index and the committed slices of every slot that is mapped from a device.
 fn for_each_shared(space: &Space, mut visit: impl FnMut(usize, u32)) {
-    space.chunks.for_each_taken(|chunk| {
-        for index in chunk * SLOTS_PER_CHUNK..(chunk + 1) * SLOTS_PER_CHUNK {
-            let state = space.slot(index).lock();
-            if state.folio.is_some() && state.mapping == Mapping::Shared {
-                visit(index, state.committed);
-            }
+    space.for_each_slot(|index| {
+        let state = space.slot(index).lock();
+        if state.folio.is_some() && state.mapping == Mapping::Shared {
+            visit(index, state.committed);
         }
     });
-}
-
-/// Copies runs of committed slices.
-fn copy_slices(from: NonNull<u8>, to: NonNull<u8>, committed: u32) {
-    for slice in (0..SLICES_PER_SLOT).filter(|slice| committed & (1 << slice) != 0) {
-        let offset = slice * SLICE_BYTES;
-        // SAFETY: the offset lies inside the 2 MiB range.
-        let from = unsafe { from.add(offset) };
-        // SAFETY: as above.
-        let to = unsafe { to.add(offset) };
-        // SAFETY: both ranges are mapped and do not overlap; writers are stopped.
-        unsafe { from.copy_to_nonoverlapping(to, SLICE_BYTES) };
-    }
 }

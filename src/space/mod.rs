@@ -16,18 +16,21 @@
 //! - I4: whoever changes a slot or a zone is in service ([`crate::sync::service`]), so that at a fork every slot is
 //!   at rest and no lock of this module is held.
 
+mod attributes;
 mod chunk;
 mod fork;
 mod slot;
 
-pub(crate) use fork::{ForkError, Snapshot};
-pub(crate) use slot::{Slot, SlotState};
+pub(crate) use attributes::{Attribute, Attributes, keep_all};
+pub(crate) use fork::Snapshot;
+pub(crate) use slot::{Mapping, Slot, SlotState, clear, release};
 
 use crate::error::SysError;
 use crate::folio::{Folio, RawFolio};
 use crate::sync::LazySlice;
 use crate::sys::mm::Reservation;
 use chunk::ChunkMap;
+use slot::MapFault;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
@@ -88,15 +91,24 @@ pub(crate) fn existing() -> Option<&'static Space> {
 impl Space {
     fn reserve() -> Result<Space, SysError> {
         let mut len_bytes = LARGEST_SPACE;
-        let range = loop {
-            match Reservation::new(len_bytes, CHUNK_BYTES) {
-                Ok(range) => break range,
+        loop {
+            let range = match Reservation::new(len_bytes, CHUNK_BYTES) {
+                Ok(range) => range,
                 Err(refusal) if len_bytes == SMALLEST_SPACE => return Err(refusal),
-                Err(_) => len_bytes /= 2,
+                Err(_) => {
+                    len_bytes /= 2;
+                    continue;
+                }
+            };
+            // Counts against a limit on data, however little of it is touched, and must leave some to the program.
+            match LazySlice::populated(len_bytes / SLOT_BYTES) {
+                Ok(slots) => {
+                    return Ok(Space { chunks: ChunkMap::new(len_bytes / CHUNK_BYTES), range, slots });
+                }
+                Err(refusal) if len_bytes == SMALLEST_SPACE => return Err(refusal),
+                Err(_) => len_bytes = (len_bytes / 16).max(SMALLEST_SPACE),
             }
-        };
-        let slots = LazySlice::populated(len_bytes / SLOT_BYTES)?;
-        Ok(Space { chunks: ChunkMap::new(len_bytes / CHUNK_BYTES), range, slots })
+        }
     }
 
     /// Returns the address range of the heap zone.
@@ -108,6 +120,19 @@ impl Space {
     /// Returns whether `addr` lies in the space.
     pub(crate) fn contains(&self, addr: usize) -> bool {
         addr.wrapping_sub(self.range.base().as_ptr().addr()) < self.range.len_bytes()
+    }
+
+    /// Returns whether a byte of `[addr, addr + len_bytes)` lies in the space.
+    #[inline]
+    pub(crate) fn overlaps(&self, addr: usize, len_bytes: usize) -> bool {
+        let base = self.range.base().as_ptr().addr();
+        addr < base + self.range.len_bytes() && addr.saturating_add(len_bytes) > base
+    }
+
+    /// Returns the addresses of the space.
+    pub(crate) fn addresses(&self) -> Range<usize> {
+        let base = self.range.base().as_ptr().addr();
+        base..base + self.range.len_bytes()
     }
 
     /// Returns the index of the slot at `addr`, or `None` outside the space.
@@ -134,12 +159,18 @@ impl Space {
     /// Returns the pgmap and the offset of every folio that backs a slot.
     pub(crate) fn folios(&self) -> Vec<(u16, u64)> {
         let mut folios = Vec::new();
-        self.chunks.for_each_taken(|chunk| {
-            let slots = chunk * SLOTS_PER_CHUNK..(chunk + 1) * SLOTS_PER_CHUNK;
-            let backing = slots.filter_map(|index| self.slot(index).lock().folio?.info().ok());
-            folios.extend(backing.map(|info| (info.pgmap, info.offset)));
+        self.for_each_slot(|index| {
+            let info = self.slot(index).lock().folio.and_then(|raw| raw.info().ok());
+            folios.extend(info.map(|info| (info.pgmap, info.offset)));
         });
         folios
+    }
+
+    /// Calls `visit` with the index of every slot in use, and of some others.
+    fn for_each_slot(&self, mut visit: impl FnMut(usize)) {
+        self.chunks.for_each_taken(|chunk| {
+            (chunk * SLOTS_PER_CHUNK..(chunk + 1) * SLOTS_PER_CHUNK).for_each(&mut visit);
+        });
     }
 
     /// Takes `nr_chunks` neighbouring chunks of the heap zone, for good. Returns their first address.
@@ -197,14 +228,18 @@ impl Space {
         }
     }
 
-    /// Whether no slot of a range (whole slots) is backed.
+    /// Returns whether no slot in a range is backed.
     pub(crate) fn is_blank(&self, addr: usize, len_bytes: usize) -> bool {
-        self.slots_of(addr, len_bytes).all(|index| self.slot(index).lock().folio.is_none())
+        self.slots_of(addr, len_bytes).all(|index| {
+            let state = self.slot(index).lock();
+            state.folio.is_none() && state.committed == 0
+        })
     }
 
     /// Takes the folios of the committed slots in a range away and gives them back to their tier, but leaves what the
-    /// slots hold in place, in private memory: they are *orphans*, committed and charged to nobody. Slots without a
-    /// committed slice become blank. For the description of an arena between two owners.
+    /// slots hold in place, in private memory: they are *orphans*, committed and charged to nobody, until they are charged
+    /// again or nothing in them is committed. Slots without a committed slice become blank. For an arena between two
+    /// owners. Nobody writes to the range meanwhile.
     ///
     /// Returns `false` when the kernel had no private memory for a slot that was mapped from a device; that slot
     /// keeps its folio.
@@ -214,12 +249,11 @@ impl Space {
             let mut state = self.slot(index).lock();
             self.blank_if_idle(index, &mut state);
             let Some(raw) = state.folio else { continue };
-            let Some(mapping) = slot::make_private(raw, state.mapping, self.slot_address(index)) else {
+            if slot::orphan(raw, &mut state, self.slot_address(index)) {
+                state.folio = None;
+            } else {
                 all = false;
-                continue;
-            };
-            state.mapping = mapping;
-            state.folio = None;
+            }
         }
         all
     }
@@ -238,6 +272,7 @@ impl Space {
                 return false;
             };
             state.folio = Some(folio.into_raw());
+            state.mapping = Mapping::Private;
         }
         true
     }
@@ -272,23 +307,42 @@ impl Space {
         source: &dyn SlotSource,
         before: Option<RawFolio>,
     ) -> bool {
-        let Some(folio) = source.take(before) else { return false };
-        let Some(mapping) = slot::map(&folio, self.slot_address(index)) else { return false };
-        state.mapping = mapping;
-        state.dirty = 0;
-        state.folio = Some(folio.into_raw());
-        true
+        // A device that does not answer is out of the running after its first fault, and so is a damaged folio.
+        while let Some(folio) = source.take(before) {
+            match slot::map(&folio, self.slot_address(index)) {
+                Ok(mapping) => {
+                    state.mapping = mapping;
+                    state.dirty = 0;
+                    state.folio = Some(folio.into_raw());
+                    return true;
+                }
+                Err(MapFault::Lost(error)) => folio.pgmap().clone().note_bus_error(folio, error),
+                Err(MapFault::Refused) => return false,
+            }
+        }
+        false
     }
 
-    /// Blanks a backed slot that nothing is committed in. A slot whose blank mapping the kernel refuses (at the
+    /// Blanks a backed slot or an orphan that nothing is committed in. A slot whose blank mapping the kernel refuses (at the
     /// limit of mappings) keeps its folio and is tried again at the next decommit or re-used by the next commit.
     fn blank_if_idle(&self, index: usize, state: &mut SlotState) {
         if state.committed != 0 || state.pending != 0 {
             return;
         }
-        let Some(raw) = state.folio.take() else { return };
+        let Some(raw) = state.folio.take() else {
+            if state.mapping == Mapping::Orphan {
+                self.end_attributes(index, state);
+                if slot::drop_memory(self.slot_address(index)) {
+                    state.mapping = Mapping::Private;
+                    state.dirty = 0;
+                }
+            }
+            return;
+        };
+        self.end_attributes(index, state);
         if slot::blank(raw, state.mapping, self.slot_address(index)) {
             state.dirty = 0;
+            state.pins = 0;
         } else {
             state.folio = Some(raw);
         }
