@@ -1,10 +1,10 @@
 //! Arenas: address ranges that the engine cuts into blocks, and whose commits come back to us.
 //!
 //! The engine can't let go of an arena, so records live for ever and are handed from a closed pool to the next:
-//! [`Arena::detach`] frees the blocks and gives every slot back but the few that hold the engine's description of
-//! the arena. These stay committed in private memory, charged to whichever pool owns the arena.
-//!
-//! The description is about 2.2 MiB for each GiB of the arena.
+//! [`Arena::detach`] frees the blocks and gives every slot back but the few in which something stays committed. That is
+//! the engine's description of the arena, about 2.2 MiB for each GiB, and a slice for each thread that allocated from
+//! the arena last and has allocated nothing elsewhere since: the engine keeps the thread's part of the heap until then.
+//! These slots stay in private memory, charged to whichever pool owns the arena.
 //!
 //! # Invariants
 //! - A1: `owner` is set from before the engine takes the arena until [`Arena::detach`] has collected it; only
@@ -42,6 +42,9 @@ impl Arena {
     /// Takes an idle arena of `nr_chunks` chunks or makes one, and gives it a heap. `description` backs the slots
     /// that the engine describes the arena in, `blocks` all others.
     ///
+    /// An arena in which a thread still keeps something among the blocks is the last choice: its new blocks could share a
+    /// slot with that, which `description` backs. A living thread keeps something in one arena at most.
+    ///
     /// Returns `None` when there is no address space, no memory for the description, or no room in the engine's
     /// table of arenas.
     pub(super) fn attach(
@@ -50,24 +53,32 @@ impl Arena {
         description: Arc<dyn SlotSource + Send>,
         blocks: Arc<dyn SlotSource + Send>,
     ) -> Option<&'static Arena> {
-        let idle = {
-            let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
-            idle.iter().position(|arena| arena.nr_chunks == nr_chunks).map(|at| idle.swap_remove(at))
-        };
-        let arena = match idle {
-            Some(arena) => arena,
-            None => Arena::reserve(space, nr_chunks)?,
-        };
-        let is_ready =
-            if arena.id().is_null() { arena.make(description) } else { arena.revive(&*description) };
-        if !is_ready {
-            // Its addresses are not lost: the next one who asks tries again.
-            arena.set_owner(None);
-            arena.retire();
-            return None;
-        }
+        let fits = |arena: &Arena| arena.nr_chunks == nr_chunks;
+        let arena = Arena::take_idle(|arena| fits(arena) && arena.is_empty())
+            .or_else(|| Arena::reserve(space, nr_chunks))
+            .and_then(|arena| arena.prepare(&description))
+            .or_else(|| Arena::take_idle(|arena| fits(arena) && !arena.is_empty())?.prepare(&description))?;
         arena.set_owner(Some(blocks));
         Some(arena)
+    }
+
+    fn take_idle(is_wanted: impl Fn(&Arena) -> bool) -> Option<&'static Arena> {
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = idle.iter().position(|arena| is_wanted(arena))?;
+        Some(idle.swap_remove(at))
+    }
+
+    /// Gives the arena a heap. Returns `None` when that is refused; its addresses are not lost then, and the next one who
+    /// asks tries again.
+    fn prepare(&'static self, description: &Arc<dyn SlotSource + Send>) -> Option<&'static Arena> {
+        let is_ready =
+            if self.id().is_null() { self.make(description.clone()) } else { self.revive(&**description) };
+        if is_ready {
+            return Some(self);
+        }
+        self.set_owner(None);
+        self.retire();
+        None
     }
 
     /// Takes addresses for an arena that the engine does not know yet.
@@ -136,33 +147,33 @@ impl Arena {
     /// Frees all blocks and gives every slot back to its tier.
     ///
     /// # Safety
-    /// Nobody uses the heap or its blocks any more.
+    /// Nobody uses the heap or its blocks any more, and no other thread is inside the gate: none is at its end, and none
+    /// writes to what stays committed.
     pub(super) unsafe fn detach(&'static self) {
         if let Some(heap) = NonNull::new(self.heap.swap(ptr::null_mut(), Ordering::Relaxed)) {
             // SAFETY: the caller argued it.
             unsafe { engine::destroy_heap(heap) };
             engine::let_go_of_last_heap();
         }
-        // Only one thread at a time makes the engine give memory back, so it may take more than one call.
+        engine::collect();
         let (addr, len_bytes) = self.range();
-        let blocks = addr + self.description_bytes.load(Ordering::Relaxed);
-        for _ in 0..MOST_COLLECTIONS {
-            engine::collect();
-            if self.space.is_blank(blocks, addr + len_bytes - blocks) {
-                if self.space.orphan(addr, len_bytes) {
-                    self.set_owner(None);
-                    self.retire();
-                }
-                return;
-            }
-            std::thread::yield_now();
+        // Without memory for an orphan, the slot stays charged to the owner, which then stays too.
+        if self.space.orphan(addr, len_bytes) {
+            self.set_owner(None);
+            self.retire();
         }
-        // What the engine keeps stays charged to the owner, which then stays too.
     }
 
     /// Returns the heap that allocates from the arena.
     pub(super) fn heap(&self) -> *mut mi_heap_t {
         self.heap.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing is left of former owners' blocks, nor of what threads kept beside them.
+    fn is_empty(&self) -> bool {
+        let (addr, len_bytes) = self.range();
+        let blocks = addr + self.description_bytes.load(Ordering::Relaxed);
+        self.space.is_blank(blocks, addr + len_bytes - blocks)
     }
 
     /// Returns how many chunks the arena spans.
@@ -220,8 +231,6 @@ unsafe extern "C" fn commit(
 
 /// The unit in which the engine rounds the length of an arena down.
 const ENGINE_UNIT: usize = 32 << 20;
-/// How often a closing pool asks the engine to give memory back.
-const MOST_COLLECTIONS: usize = 1000;
 
 /// The most chunks of an arena: the engine refuses one whose description is longer than 32 MiB.
 pub(super) const MOST_CHUNKS: usize = 12;

@@ -9,8 +9,11 @@
 mod arena;
 mod engine;
 mod runs;
+mod thread_exit;
 
+pub(crate) use engine::{Found, free_or, malloc_or};
 pub(crate) use runs::Runs;
+pub(crate) use thread_exit::register as end_threads_inside_the_gate;
 
 use crate::space::{SlotSource, Space};
 use crate::sync::service;
@@ -18,7 +21,7 @@ use arena::Arena;
 use engine::mi_heap_t;
 use std::ops::Range;
 use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The largest alignment that the engine serves inside an arena.
@@ -32,6 +35,8 @@ pub(crate) struct Heap {
     space: &'static Space,
     /// The engine's heap that served last; NULL before the first arena. Hot path: read on every allocation.
     current: AtomicPtr<mi_heap_t>,
+    /// Whether the engine's shortest path follows `current`.
+    is_leading: AtomicBool,
     arenas: [AtomicPtr<Arena>; MAX_ARENAS],
     nr_arenas: AtomicUsize,
     /// Held while an arena is added.
@@ -51,6 +56,7 @@ impl Heap {
         Heap {
             space,
             current: AtomicPtr::new(ptr::null_mut()),
+            is_leading: AtomicBool::new(false),
             arenas: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_ARENAS],
             nr_arenas: AtomicUsize::new(0),
             growth: Mutex::new(()),
@@ -68,7 +74,8 @@ impl Heap {
         let heap = self.current.load(Ordering::Acquire);
         if !heap.is_null() {
             // SAFETY: `current` only ever holds live heaps of this pool's arenas.
-            if let Some(block) = unsafe { try_alloc(heap, len_bytes, align, zero) } {
+            let block = unsafe { engine::malloc(heap, len_bytes, align, zero) };
+            if let Some(block) = NonNull::new(block) {
                 return Some(block);
             }
         }
@@ -107,8 +114,9 @@ impl Heap {
         for at in (0..nr_arenas).rev() {
             let heap = self.arena(at).heap();
             // SAFETY: the arena is this pool's and attached, so its heap is live.
-            if let Some(block) = unsafe { try_alloc(heap, len_bytes, align, zero) } {
-                self.current.store(heap, Ordering::Release);
+            let block = unsafe { engine::malloc(heap, len_bytes, align, zero) };
+            if let Some(block) = NonNull::new(block) {
+                self.set_current(heap);
                 return Some(block);
             }
         }
@@ -141,18 +149,37 @@ impl Heap {
         })
     }
 
+    /// Makes [`malloc_or`] allocate from this heap from now on, as soon as it has an arena.
+    ///
+    /// # Safety
+    /// One heap of the process leads, and it is never detached.
+    pub(crate) unsafe fn lead(&self) {
+        // Relaxed: the caller is the only one who knows the heap yet.
+        self.is_leading.store(true, Ordering::Relaxed);
+    }
+
+    fn set_current(&self, heap: *mut mi_heap_t) {
+        self.current.store(heap, Ordering::Release);
+        if self.is_leading.load(Ordering::Relaxed) {
+            // SAFETY: the pool that made this heap prepared the engine, and a heap that leads is never detached.
+            unsafe { engine::lead(heap, &self.space.heap_zone()) };
+        }
+    }
+
     fn arena(&self, at: usize) -> &'static Arena {
         let arena = self.arenas[at].load(Ordering::Acquire);
         // SAFETY: entries below `nr_arenas` hold leaked records.
         unsafe { &*arena }
     }
 
-    /// Returns the bytes in live blocks. Exact only while no other thread uses the heap.
-    pub(crate) fn live_bytes(&self) -> usize {
+    /// Returns the bytes in live blocks.
+    ///
+    /// # Safety
+    /// No other thread uses the heap or is inside the gate.
+    pub(crate) unsafe fn live_bytes(&self) -> usize {
         (0..self.nr_arenas.load(Ordering::Acquire))
             .filter_map(|at| NonNull::new(self.arena(at).heap()))
-            // SAFETY: the heap is live; a concurrent user makes the sum stale, not the walk unsound, since the
-            // engine walks its own atomically kept page lists.
+            // SAFETY: the heap is live, and the caller argued that it is quiet.
             .map(|heap| unsafe { engine::live_bytes(heap) })
             .sum()
     }
@@ -160,8 +187,9 @@ impl Heap {
     /// Frees every block and gives all slots back.
     ///
     /// # Safety
-    /// Nobody uses the heap or its blocks any more.
+    /// Nobody uses the heap or its blocks any more, and no other thread is inside the gate.
     pub(crate) unsafe fn detach(&self) {
+        debug_assert!(!self.is_leading.load(Ordering::Relaxed), "a heap that leads is never detached");
         self.current.store(ptr::null_mut(), Ordering::Relaxed);
         for at in 0..self.nr_arenas.swap(0, Ordering::AcqRel) {
             // SAFETY: the caller argued it.
@@ -170,22 +198,19 @@ impl Heap {
     }
 }
 
-/// # Safety
-/// `heap` is a live heap of the engine.
+/// Allocates from the leading heap what [`malloc_or`] left to its `slow`. Returns NULL when the arena is exhausted or no heap
+/// leads.
 #[inline(always)]
-unsafe fn try_alloc(heap: *mut mi_heap_t, len_bytes: usize, align: usize, zero: bool) -> Option<NonNull<u8>> {
-    // The engine's blocks of up to 8 bytes are aligned to 8, larger ones to 16.
-    let len_bytes = if align > 8 { len_bytes.max(16) } else { len_bytes };
-    NonNull::new(if align > 16 {
-        // SAFETY: the caller argued it.
-        unsafe { engine::malloc_aligned(heap, len_bytes, align, zero) }
-    } else if zero {
-        // SAFETY: the caller argued it.
-        unsafe { engine::zalloc(heap, len_bytes) }
-    } else {
-        // SAFETY: the caller argued it.
-        unsafe { engine::malloc(heap, len_bytes) }
-    })
+pub(crate) fn malloc_slow(len_bytes: usize, align: usize, zero: bool) -> *mut u8 {
+    // SAFETY: a heap that leads is never detached.
+    engine::leading()
+        .map_or(ptr::null_mut(), |heap| unsafe { engine::malloc_slow(heap.as_ptr(), len_bytes, align, zero) })
+}
+
+/// Makes the heap ready for its first use. Returns `false` when the engine was built with features that it can't be used
+/// with: then no heap may be made.
+pub(crate) fn prepare() -> bool {
+    engine::prepare()
 }
 
 /// Whether `addr` lies where arenas are carved; such an address belongs to the engine.
@@ -194,20 +219,39 @@ pub(crate) fn in_heap_zone(zone: &Range<usize>, addr: usize) -> bool {
     addr.wrapping_sub(zone.start) < zone.end - zone.start
 }
 
-/// Frees a block of any heap of this process.
+/// Says what begins at an address in the heap zone. Exact as long as nobody else frees that block meanwhile.
+#[inline]
+pub(crate) fn find(addr: *const u8) -> Found {
+    engine::find(addr)
+}
+
+/// Frees a block of any heap of this process. Returns what was found; unless it is a live block, nothing changes.
 ///
 /// # Safety
-/// `block` is a live block in the heap zone or in the private heap.
-#[inline(always)]
-pub(crate) unsafe fn free_block(block: NonNull<u8>) {
+/// If a live block of the heap zone begins at `addr`, nobody uses it any more.
+#[inline]
+pub(crate) unsafe fn free(addr: NonNull<u8>) -> Found {
+    let found = find(addr.as_ptr());
+    if found == Found::Live {
+        // SAFETY: just found, and the caller argued the rest.
+        unsafe { engine::free(addr.as_ptr()) };
+    }
+    found
+}
+
+/// Frees a block of the private heap.
+///
+/// # Safety
+/// `block` is a live block of the private heap that nobody uses any more.
+pub(crate) unsafe fn free_private(block: NonNull<u8>) {
     // SAFETY: the caller argued it.
-    unsafe { engine::free(block.as_ptr()) };
+    unsafe { engine::free_private(block.as_ptr()) };
 }
 
 /// Returns how many bytes a block holds.
 ///
 /// # Safety
-/// As for [`free_block`].
+/// `block` is a live block in the heap zone or of the private heap.
 #[inline(always)]
 pub(crate) unsafe fn block_len(block: NonNull<u8>) -> usize {
     // SAFETY: the caller argued it.
@@ -227,5 +271,5 @@ pub(crate) fn collect() {
 /// Allocates from the private heap, which lies in ordinary memory and serves the library itself.
 pub(crate) fn alloc_private(len_bytes: usize, align: usize, zero: bool) -> Option<NonNull<u8>> {
     // SAFETY: the private heap lives as long as the process.
-    unsafe { try_alloc(engine::private_heap(), len_bytes, align, zero) }
+    NonNull::new(unsafe { engine::malloc_slow(engine::private_heap(), len_bytes, align, zero) })
 }
