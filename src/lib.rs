@@ -59,6 +59,7 @@ pub mod device;
 pub mod error;
 pub mod folio;
 pub(crate) mod heap;
+pub(crate) mod migrate;
 pub mod offset;
 pub mod pgmap;
 pub mod policy;
@@ -79,7 +80,8 @@ pub use runtime::PoolAllocator;
 #[doc(hidden)]
 pub use runtime::process as preload;
 pub use runtime::{
-    Advice, AllocError, AllocOptions, CloseError, ForeignPointer, GlobalAlloc, Placement, Pool, PoolError,
+    Advice, AllocError, AllocOptions, CloseError, ForeignPointer, GlobalAlloc, MigrateError, MigrationCounts,
+    MigrationStats, NotABlock, Outcome, Placement, Pool, PoolError, Ticket,
     config::{Config, ConfigError},
 };
 pub use tier::Tier;

@@ -1,12 +1,15 @@
 //! What can go wrong with a pool.
 
 use super::config::ConfigError;
+use super::migration::{MOST_REQUESTS, Unavailable};
 use super::pool::Pool;
 use crate::device::DeviceError;
 use crate::error::SysError;
 use crate::folio::{FolioError, FolioInfo};
+use crate::heap::Found;
 use crate::pgmap::PgmapError;
 use crate::units::Bytes;
+use std::ptr::NonNull;
 
 /// A pool that could not be opened.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -38,6 +41,11 @@ pub enum PoolError {
     /// The fast tier is too small for the library's own metadata.
     #[error("the fast tier can't hold the library's own metadata: {0}; make it larger (fast=64M)")]
     Metadata(FolioError),
+    /// The mimalloc in the program has other structures than the heap works with.
+    #[error(
+        "mimalloc was built with its features `secure` or `debug`, which the heap can't be used with: build without"
+    )]
+    Engine,
 }
 
 impl PoolError {
@@ -47,6 +55,7 @@ impl PoolError {
             PoolError::Config(_) | PoolError::CoarseAlign { .. } => libc::EINVAL,
             PoolError::Device(error) => error.errno(),
             PoolError::Pgmap(error) => error.errno(),
+            PoolError::Engine => libc::ENOTSUP,
             PoolError::Space(_) | PoolError::Metadata(_) => libc::ENOMEM,
         }
     }
@@ -81,9 +90,9 @@ pub enum AllocError {
         /// The tier asked for.
         tier: &'static str,
     },
-    /// A pointer to resize is not a block of a pool.
+    /// No live block begins at the pointer to resize.
     #[error(transparent)]
-    Foreign(#[from] ForeignPointer),
+    NotABlock(#[from] NotABlock),
     /// A folio could not be cleared.
     #[error(transparent)]
     Folio(#[from] FolioError),
@@ -95,9 +104,8 @@ impl AllocError {
         match self {
             AllocError::Exhausted { refusal: Some(refusal), .. } => refusal.errno(),
             AllocError::Exhausted { .. } => libc::ENOMEM,
-            AllocError::Alignment { .. } | AllocError::NoSuchTier { .. } | AllocError::Foreign(_) => {
-                libc::EINVAL
-            }
+            AllocError::Alignment { .. } | AllocError::NoSuchTier { .. } => libc::EINVAL,
+            AllocError::NotABlock(error) => error.errno(),
             AllocError::Folio(error) => error.errno(),
         }
     }
@@ -111,6 +119,110 @@ pub struct ForeignPointer {
     pub addr: usize,
 }
 
+/// Memory that could not be set in motion. What came of single slots is told by
+/// [`MigrationCounts`](super::MigrationCounts).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MigrateError {
+    /// The process may not hold up accesses to its memory, or the kernel can't.
+    #[error(
+        "migration is off: {0}; run as root or with CAP_SYS_PTRACE, or `sudo sysctl -w vm.unprivileged_userfaultfd=1`"
+    )]
+    Off(SysError),
+    /// The configuration says `migrate=off`.
+    #[error("the configuration says migrate=off")]
+    Disabled,
+    /// The kernel refused a thread.
+    #[error("migration is off: {0}")]
+    NoThread(SysError),
+    /// Too many requests are waiting already.
+    #[error("{MOST_REQUESTS} requests to move memory are waiting already; wait for one of them")]
+    Busy,
+    /// The pool has no such tier.
+    #[error("the pool has no {tier} tier: name a device in slow=")]
+    NoSuchTier {
+        /// The tier asked for.
+        tier: &'static str,
+    },
+    /// The range is not in the pool's blocks. Folios that were asked for by order never move.
+    #[error("{len_bytes} bytes at {addr:#x} are not in blocks of this process's pools")]
+    Foreign {
+        /// The first address.
+        addr: usize,
+        /// The length.
+        len_bytes: usize,
+    },
+}
+
+impl MigrateError {
+    /// Returns the `errno` value that stands for the error.
+    pub fn errno(&self) -> i32 {
+        match self {
+            MigrateError::Off(refusal) | MigrateError::NoThread(refusal) => refusal.errno,
+            MigrateError::Busy => libc::EBUSY,
+            MigrateError::Disabled => libc::EOPNOTSUPP,
+            MigrateError::NoSuchTier { .. } | MigrateError::Foreign { .. } => libc::EINVAL,
+        }
+    }
+}
+
+impl From<Unavailable> for MigrateError {
+    fn from(reason: Unavailable) -> MigrateError {
+        match reason {
+            Unavailable::Userfaultfd(refusal) => MigrateError::Off(refusal),
+            Unavailable::Thread(refusal) => MigrateError::NoThread(refusal),
+            Unavailable::Busy => MigrateError::Busy,
+        }
+    }
+}
+
+/// What is at an address that was to be freed or resized, where no live block begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotABlock {
+    /// No pool of this process has a block there.
+    #[error("{addr:#x} is not a block of a pool of this process")]
+    Foreign {
+        /// The address.
+        addr: usize,
+    },
+    /// The address is inside a block.
+    #[error("{addr:#x} is not the start of a block, but {} bytes into one", addr - block_addr)]
+    Inside {
+        /// The address.
+        addr: usize,
+        /// Where the block begins.
+        block_addr: usize,
+    },
+    /// The block was freed.
+    #[error("the block at {addr:#x} was freed before")]
+    Freed {
+        /// The block's address.
+        addr: usize,
+    },
+}
+
+impl NotABlock {
+    /// Turns what was found at an address into the error that it makes.
+    pub(super) fn unless_live(addr: NonNull<u8>, found: Found) -> Result<(), NotABlock> {
+        let addr = addr.as_ptr().addr();
+        match found {
+            Found::Live => Ok(()),
+            Found::Foreign => Err(NotABlock::Foreign { addr }),
+            Found::Inside { block_addr } => Err(NotABlock::Inside { addr, block_addr }),
+            Found::Freed => Err(NotABlock::Freed { addr }),
+        }
+    }
+
+    /// Returns the `errno` value that stands for the error: `ESTALE` for a block that was freed, else `EINVAL`.
+    pub fn errno(&self) -> i32 {
+        match self {
+            NotABlock::Freed { .. } => libc::ESTALE,
+            NotABlock::Foreign { .. } | NotABlock::Inside { .. } => libc::EINVAL,
+        }
+    }
+}
+
 /// A pool that could not be closed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -122,7 +234,7 @@ pub enum CloseError {
         pool: Pool,
         /// The folios in use.
         folios: Vec<FolioInfo>,
-        /// Bytes in blocks of the heap.
+        /// Bytes in blocks of the heap; 0 while there are other handles, since their holders may use it.
         heap_bytes: usize,
         /// Other handles to the pool.
         handles: usize,

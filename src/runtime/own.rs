@@ -3,8 +3,9 @@
 //! The preload library exports the table; a Rust program that holds the crate attaches it to whoever exports one.
 
 use super::link::{Errno, LinkPlacement, LinkTierStats, Runtime, RuntimeV1, text_field};
-use super::pool::AllocOptions;
+use super::pool::{AllocOptions, Placement};
 use super::process;
+use super::stats::TierStats;
 use std::ptr::NonNull;
 
 /// This copy's side of the link.
@@ -43,7 +44,7 @@ impl Runtime for OwnRuntime {
     }
 
     fn usable_size(ptr: NonNull<u8>) -> Result<usize, Errno> {
-        process::usable_size(ptr).map_err(|_| libc::EINVAL)
+        process::usable_size(ptr).map_err(|error| error.errno())
     }
 
     fn malloc(size: usize, align: usize, flags: u64) -> Result<NonNull<u8>, Errno> {
@@ -61,25 +62,35 @@ impl Runtime for OwnRuntime {
 
     unsafe fn free(ptr: NonNull<u8>) -> Result<(), Errno> {
         // SAFETY: the caller has the same duties.
-        unsafe { process::free(ptr) }.map_err(|_| libc::EINVAL)
+        unsafe { process::free(ptr) }.map_err(|error| error.errno())
     }
 
     fn where_is(ptr: *const u8) -> Option<LinkPlacement> {
-        let found = process::pool()?.where_is(ptr)?;
-        Some(LinkPlacement {
+        Some(LinkPlacement::from(&process::pool()?.where_is(ptr)?))
+    }
+
+    fn tier_stats(tier: u32) -> Option<LinkTierStats> {
+        let stats = process::pool()?.stats();
+        stats.tiers.get(tier as usize).map(LinkTierStats::from)
+    }
+}
+
+impl From<&Placement> for LinkPlacement {
+    fn from(found: &Placement) -> LinkPlacement {
+        LinkPlacement {
             tier: found.tier as u32,
             order: found.order.get().into(),
             pgmap: found.pgmap.into(),
             offset: found.offset,
             tier_name: text_field(found.tier_name),
             device: text_field(&found.device),
-        })
+        }
     }
+}
 
-    fn tier_stats(tier: u32) -> Option<LinkTierStats> {
-        let stats = process::pool()?.stats();
-        let tier = stats.tiers.get(tier as usize)?;
-        Some(LinkTierStats {
+impl From<&TierStats> for LinkTierStats {
+    fn from(tier: &TierStats) -> LinkTierStats {
+        LinkTierStats {
             name: text_field(&tier.name),
             kind: text_field(&tier.kind),
             capacity_bytes: tier.capacity_bytes,
@@ -89,6 +100,6 @@ impl Runtime for OwnRuntime {
             allocations: tier.allocations,
             failures: tier.failures,
             folios_by_order: tier.folios_by_order,
-        })
+        }
     }
 }

@@ -1,22 +1,27 @@
 //! Pools: tiers, a policy and a heap, opened from one configuration.
 //!
 //! A [`Pool`] is the library's front door. It hands out folios of its tiers and blocks of its heap, says where a
-//! byte is, and keeps the figures. Several pools can be open at once; each has its own devices.
+//! byte is, and keeps the figures. Several pools can be open at once; each has its own devices. `moving` has what moves
+//! blocks between the tiers.
 
-use super::config::{AvailableMemory, Config, FastSize, SlowSpec};
-use super::error::{AllocError, CloseError, ForeignPointer, PoolError};
+mod moving;
+
+use super::config::{AvailableMemory, Config, FastSize, Migrate, SlowSpec};
+use super::error::{AllocError, CloseError, ForeignPointer, NotABlock, PoolError};
 use super::fork;
+use super::migration;
 use super::publish::StatsPage;
 use super::source::{PlacedSource, Tiers};
 use super::stats::PoolStats;
-use crate::device::{self, Device, Dram};
+use crate::device::{self, DaxOptions, Device, Dram};
 use crate::folio::{Folio, FolioError, FolioInfo};
 use crate::heap::{self, Heap, Runs};
 use crate::offset::Lifetime;
 use crate::pgmap::{Pgmap, PgmapOptions};
 use crate::policy::{Placer, Policy, TierName};
 use crate::space::{self, SLOT_BYTES, Space};
-use crate::sync::service;
+use crate::sync::{gate, service};
+use crate::sys;
 use crate::tier::Tier;
 use crate::units::{Bytes, Order, PAGE_SHIFT, PAGE_SIZE};
 use std::collections::HashSet;
@@ -98,6 +103,7 @@ pub struct Pool {
 
 struct Inner {
     policy: Policy,
+    migrate: Migrate,
     space: &'static Space,
     tiers: Arc<Tiers>,
     /// By policy, then bound to each tier.
@@ -119,6 +125,9 @@ impl Pool {
 
     fn open_in_service(config: &Config) -> Result<Pool, PoolError> {
         config.validate()?;
+        if !heap::prepare() {
+            return Err(PoolError::Engine);
+        }
         let space = space::space().map_err(PoolError::Space)?;
         let fast_bytes = resolve_fast(config.fast)?;
         let fast = bind(Arc::new(Dram::new(fast_bytes, None)?), None)?;
@@ -144,7 +153,15 @@ impl Pool {
         let heaps =
             sources.iter().map(|source| Heap::new(space, description.clone(), source.clone())).collect();
         fork::register();
-        let inner = Inner { policy: config.policy, space, tiers, sources, heaps, runs: Runs::new(space) };
+        let inner = Inner {
+            policy: config.policy,
+            migrate: config.migrate,
+            space,
+            tiers,
+            sources,
+            heaps,
+            runs: Runs::new(space),
+        };
         Ok(Pool { inner: Arc::new(inner) })
     }
 
@@ -155,8 +172,9 @@ impl Pool {
     /// works as before.
     pub fn close(self) -> Result<(), CloseError> {
         let folios = self.explicit_folios();
-        let heap_bytes = self.live_heap_bytes();
         let handles = Arc::strong_count(&self.inner) - 1;
+        // Others may use the heap through their handles, so it can't be looked through.
+        let heap_bytes = if handles > 0 { 0 } else { self.inner.live_bytes() };
         if !folios.is_empty() || heap_bytes > 0 || handles > 0 {
             return Err(CloseError::Busy { pool: self, folios, heap_bytes, handles });
         }
@@ -179,12 +197,13 @@ impl Pool {
     /// [`AllocError::Exhausted`] when the tiers that the options allow have no free run of this order.
     pub fn alloc_folio(&self, order: Order, options: AllocOptions) -> Result<Folio, AllocError> {
         let source = self.source(options.tier)?;
-        let mut folio = source
-            .alloc(order, options.lifetime)
-            .map_err(|refusal| self.exhausted(order.len_bytes(), order.len_bytes(), options.tier, refusal))?;
-        if options.zero {
-            folio.address()?;
-            folio.zero();
+        let exhausted = |refusal| self.exhausted(order.len_bytes(), order.len_bytes(), options.tier, refusal);
+        if !options.zero {
+            return source.alloc(order, options.lifetime).map_err(exhausted);
+        }
+        let (folio, is_zero) = source.alloc_prezeroed(order, options.lifetime).map_err(exhausted)?;
+        if !is_zero {
+            folio.clear()?;
         }
         Ok(folio)
     }
@@ -210,19 +229,6 @@ impl Pool {
         {
             return Ok(block);
         }
-        self.malloc_beyond_heap(size, align, options)
-    }
-
-    /// Serves what the heap has just refused, or can't hold: see [`malloc`](Pool::malloc).
-    pub(super) fn malloc_beyond_heap(
-        &self,
-        size: usize,
-        align: usize,
-        options: AllocOptions,
-    ) -> Result<NonNull<u8>, AllocError> {
-        if !align.is_power_of_two() || align as u64 > Order::GIANT.len_bytes() {
-            return Err(AllocError::Alignment { align });
-        }
         if size > isize::MAX as usize {
             return Err(self.exhausted(size as u64, align as u64, options.tier, None));
         }
@@ -245,7 +251,7 @@ impl Pool {
         };
         if options.zero && !is_zero {
             // SAFETY: the run was just made for this caller and is at least `size` bytes long.
-            unsafe { start.write_bytes(0, size) };
+            unsafe { sys::zero::zero(start, size) };
         }
         Ok(start)
     }
@@ -253,10 +259,10 @@ impl Pool {
     /// Resizes a block, in place or by copying it to a new one; the bytes up to the smaller size are kept.
     ///
     /// # Errors
-    /// [`AllocError`] as for [`malloc`](Pool::malloc), or [`AllocError::Foreign`]; the block is then as before.
+    /// [`AllocError`] as for [`malloc`](Pool::malloc), or [`AllocError::NotABlock`]; nothing has changed then.
     ///
     /// # Safety
-    /// - `block` is a live block of this process's pools, and nobody uses it meanwhile.
+    /// - If `block` is a live block of this process's pools, nobody uses it meanwhile.
     /// - After success the old address is no longer used.
     pub unsafe fn realloc(
         &self,
@@ -282,36 +288,35 @@ impl Pool {
     /// Frees a block.
     ///
     /// # Errors
-    /// [`ForeignPointer`] when the address is not in a block of a pool of this process; nothing changes then. An
-    /// address inside a block, or a block that was freed before, can't be told apart in every case.
+    /// [`NotABlock`] when no live block of a pool of this process begins there; nothing changes then. A block that was
+    /// freed is told from a live one until its memory goes into other blocks. An address inside a block is not told when it
+    /// is a multiple of 16 near blocks of a larger alignment.
     ///
     /// # Safety
-    /// If it lies in a pool of this process, `block` is a live block that nobody uses any more.
-    pub unsafe fn free(&self, block: NonNull<u8>) -> Result<(), ForeignPointer> {
+    /// - If a live block of a pool of this process begins at `block`, it is the caller's, and nobody uses it any more.
+    /// - Nobody else frees it at the same time.
+    #[inline]
+    pub unsafe fn free(&self, block: NonNull<u8>) -> Result<(), NotABlock> {
         let addr = block.as_ptr().addr();
-        let foreign = ForeignPointer { addr };
         if heap::in_heap_zone(&self.inner.space.heap_zone(), addr) {
-            if !heap::is_block(block.as_ptr()) {
-                return Err(foreign);
-            }
-            // SAFETY: the engine knows a page there, and the caller argued that the block is live.
-            unsafe { heap::free_block(block) };
-            return Ok(());
+            // SAFETY: the caller argued it.
+            return NotABlock::unless_live(block, unsafe { heap::free(block) });
         }
-        self.inner.runs.free(addr).map_err(|_| foreign)
+        self.inner.runs.free(addr).map_err(|_| NotABlock::Foreign { addr })
     }
 
     /// Returns how many bytes a block holds, at least what was asked for.
     ///
     /// # Errors
-    /// [`ForeignPointer`] when the address is not a block of a pool of this process.
-    pub fn usable_size(&self, block: NonNull<u8>) -> Result<usize, ForeignPointer> {
+    /// [`NotABlock`] as for [`free`](Pool::free).
+    pub fn usable_size(&self, block: NonNull<u8>) -> Result<usize, NotABlock> {
         let addr = block.as_ptr().addr();
-        if heap::in_heap_zone(&self.inner.space.heap_zone(), addr) && heap::is_block(block.as_ptr()) {
-            // SAFETY: the engine knows a page there; it reads the page's description only.
+        if heap::in_heap_zone(&self.inner.space.heap_zone(), addr) {
+            NotABlock::unless_live(block, heap::find(block.as_ptr()))?;
+            // SAFETY: just found.
             return Ok(unsafe { heap::block_len(block) });
         }
-        Runs::len_bytes(self.inner.space, addr).map_err(|_| ForeignPointer { addr })
+        Runs::len_bytes(self.inner.space, addr).map_err(|_| NotABlock::Foreign { addr })
     }
 
     /// Says where the byte at `addr` is, or `None` when it is in no folio of this pool.
@@ -382,9 +387,15 @@ impl Pool {
         })
     }
 
+    /// Whether the published figures are those of process `pid`.
+    pub(super) fn publishes_for(&self, pid: u32) -> bool {
+        self.inner.tiers.owner() == pid
+    }
+
     /// Returns the folios in use that neither the heap nor the books hold.
     fn explicit_folios(&self) -> Vec<FolioInfo> {
         service::run(|| {
+            migration::end_quarantine(|pgmap| self.inner.tiers.tier_of(pgmap).is_some());
             let held: HashSet<(u16, u64)> =
                 self.inner.space.folios().into_iter().chain(self.inner.tiers.metadata_folios()).collect();
             let pgmaps = self.tiers().iter().flat_map(Tier::pgmaps);
@@ -393,10 +404,6 @@ impl Pool {
                 .filter(|folio| !held.contains(&(folio.pgmap, folio.offset)))
                 .collect()
         })
-    }
-
-    fn live_heap_bytes(&self) -> usize {
-        self.inner.heaps.iter().map(Heap::live_bytes).sum::<usize>() + self.inner.runs.live_bytes()
     }
 
     fn source_index(&self, tier: Option<TierName>) -> Result<usize, AllocError> {
@@ -459,21 +466,34 @@ impl std::fmt::Debug for Inner {
     }
 }
 
+impl Inner {
+    /// Returns the bytes in live blocks. For the holder of the only handle.
+    fn live_bytes(&self) -> usize {
+        // SAFETY: nobody else has a handle to allocate through, and nobody else is inside.
+        let count = |heap: &Heap| unsafe { heap.live_bytes() };
+        let in_heaps = gate::alone(|| self.heaps.iter().map(count).sum());
+        // Who can't be alone, in code of the library's own, can't tell that a block is free.
+        in_heaps.map_or(usize::MAX, |bytes: usize| bytes + self.runs.live_bytes())
+    }
+}
+
 impl Drop for Inner {
     /// Gives everything back if no block is in use. Otherwise the blocks stay valid: their arenas hold on to the
     /// tiers, for good.
     fn drop(&mut self) {
-        service::run(|| {
-            let live = self.heaps.iter().map(Heap::live_bytes).sum::<usize>() + self.runs.live_bytes();
-            if live > 0 {
-                return;
-            }
-            for heap in &self.heaps {
-                // SAFETY: this was the last handle and no block is live, so nobody uses the heap.
-                unsafe { heap.detach() };
-            }
-            // SAFETY: as above.
-            unsafe { self.runs.detach() };
+        if self.live_bytes() > 0 {
+            return;
+        }
+        service::run(|| migration::end_quarantine(|pgmap| self.tiers.tier_of(pgmap).is_some()));
+        gate::alone(|| {
+            service::run(|| {
+                for heap in &self.heaps {
+                    // SAFETY: this was the last handle and no block is live, so nobody uses the heap.
+                    unsafe { heap.detach() };
+                }
+                // SAFETY: as above.
+                unsafe { self.runs.detach() };
+            });
         });
     }
 }
@@ -485,7 +505,8 @@ fn resolve_fast(fast: FastSize) -> Result<u64, PoolError> {
 
 /// Opens a slow device and binds it.
 fn open_slow(spec: &SlowSpec) -> Result<Pgmap, PoolError> {
-    let device = device::open(&spec.device, spec.size, spec.range.clone())?;
+    let device =
+        device::open(&spec.device, spec.size, DaxOptions { range: spec.range.clone(), force: spec.force })?;
     let align_bytes = device.align_bytes();
     if align_bytes > SLOT_BYTES as u64 {
         return Err(PoolError::CoarseAlign { device: device.name().to_owned(), align_bytes });

@@ -12,17 +12,22 @@
 //! | `READY` | the pool serves | - |
 //! | `PRIVATE` | the configuration was wrong and says to go on, or the program is privileged | - |
 //!
+//! # Paths
+//! malloc and free begin in the heap's `engine.c`, which serves most calls. It leaves the rest to `alloc_slow` here and
+//! to the function that [`free_or`] was given, and these go into the engine by the two functions that `heap::engine` names.
+//!
 //! [`GlobalAlloc`]: super::GlobalAlloc
 
 use super::config::{Config, OnError};
+use super::memory::{self, MemoryCall};
 use super::pool::{AllocOptions, Pool};
-use super::{PoolError, report};
-use crate::heap::{self, Heap, LARGEST_ARENA_ALIGN};
+use super::{NotABlock, PoolError, report};
+use crate::heap::{self, LARGEST_ARENA_ALIGN};
 use crate::sync::service;
-use crate::sys::{environment, stdio};
+use crate::sys::{self, environment, errno, stdio};
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 const UNSET: u8 = 0;
 const OPENING: u8 = 1;
@@ -32,52 +37,66 @@ const PRIVATE: u8 = 3;
 static STATE: AtomicU8 = AtomicU8::new(UNSET);
 static POOL: OnceLock<Pool> = OnceLock::new();
 
-/// The pool's heap; NULL unless `READY`. The hot path's only look at the state.
-static HEAP: AtomicPtr<Heap> = AtomicPtr::new(ptr::null_mut());
-/// The heap zone's first address and length; 0 until the pool is open. Written once, before `HEAP`.
-static ZONE_START: AtomicUsize = AtomicUsize::new(0);
-static ZONE_LEN: AtomicUsize = AtomicUsize::new(0);
+/// What every block is aligned to, as C promises for any type.
+const ANY_ALIGN: usize = 16;
 
-/// A pointer that this library did not allocate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Foreign;
-
-/// Allocates `size` bytes at a multiple of `align` (a power of two). Returns NULL when memory is exhausted.
+/// Allocates `size` bytes at a multiple of `align` (a power of two). Returns NULL when memory is exhausted, with `errno`
+/// set.
 ///
 /// Never blocks on anything but the kernel; the first call opens the pool.
 #[inline(always)]
 pub fn alloc(size: usize, align: usize, zero: bool) -> *mut u8 {
-    // Acquire: pairs with the Release in `open`, which publishes the heap.
-    let heap = HEAP.load(Ordering::Acquire);
-    if !heap.is_null() && align <= LARGEST_ARENA_ALIGN {
-        // SAFETY: the pool is never closed, so its heap lives as long as the process.
-        if let Some(block) = unsafe { &*heap }.alloc(size, align, zero) {
-            return block.as_ptr();
-        }
-        return alloc_slow(size, align, zero, true);
+    extern "C" fn malloc_slow(size: usize) -> *mut u8 {
+        alloc_slow(size, ANY_ALIGN, false)
     }
-    alloc_slow(size, align, zero, false)
+    extern "C" fn zalloc_slow(size: usize) -> *mut u8 {
+        alloc_slow(size, ANY_ALIGN, true)
+    }
+    if align > ANY_ALIGN {
+        return alloc_slow(size, align, zero);
+    }
+    heap::malloc_or(size, zero, if zero { zalloc_slow } else { malloc_slow })
 }
 
-/// Serves what the fast path did not; `heap_is_full` when the heap was asked and refused.
+/// Serves what takes more than to pop a block.
+fn alloc_slow(size: usize, align: usize, zero: bool) -> *mut u8 {
+    if align <= LARGEST_ARENA_ALIGN && !service::is_set() {
+        let block = heap::malloc_slow(size, align, zero);
+        if !block.is_null() {
+            return block;
+        }
+    }
+    alloc_otherwise(size, align, zero)
+}
+
+/// Serves what the shortcut does not: before the pool is open, and when its heap needs another arena, or runs.
 #[cold]
 #[inline(never)]
-fn alloc_slow(size: usize, align: usize, zero: bool, heap_is_full: bool) -> *mut u8 {
+fn alloc_otherwise(size: usize, align: usize, zero: bool) -> *mut u8 {
     if STATE.load(Ordering::Acquire) == UNSET {
         open();
     }
     let options = AllocOptions { zero, ..AllocOptions::default() };
     let block = match POOL.get() {
-        Some(pool) if heap_is_full => pool.malloc_beyond_heap(size, align, options).ok(),
         Some(pool) if !service::is_set() => pool.malloc(size, align, options).ok(),
         _ => heap::alloc_private(size, align, zero),
     };
-    block.map_or(ptr::null_mut(), NonNull::as_ptr)
+    block.map_or_else(
+        || {
+            errno::set(libc::ENOMEM);
+            ptr::null_mut()
+        },
+        NonNull::as_ptr,
+    )
 }
 
-/// Allocates from ordinary memory, for code of the library's own.
+/// Allocates from ordinary memory, for code of the library's own. That can't go on without: when the kernel refuses, the
+/// program ends with a message.
 pub fn alloc_private(size: usize, align: usize, zero: bool) -> *mut u8 {
-    heap::alloc_private(size, align, zero).map_or(ptr::null_mut(), NonNull::as_ptr)
+    match heap::alloc_private(size, align, zero) {
+        Some(block) => block.as_ptr(),
+        None => report::stop_for_want_of_memory(STATE.load(Ordering::Relaxed) == OPENING),
+    }
 }
 
 /// Whether the calling thread runs code of the library's own.
@@ -86,69 +105,77 @@ pub fn in_service() -> bool {
     service::is_set()
 }
 
+/// Frees a block, or leaves it to `slow`, for which [`free`] is made: NULL, blocks that take more than to be pushed to a
+/// list, and whatever is no live block.
+///
+/// # Safety
+/// If this library allocated it, nobody uses `block` any more.
+#[inline(always)]
+pub unsafe fn free_or(block: *mut u8, slow: unsafe extern "C" fn(*mut u8)) {
+    // SAFETY: blocks in the zone are the engine's, and the caller argued the rest.
+    unsafe { heap::free_or(block, slow) };
+}
+
 /// Frees a block.
 ///
 /// # Errors
-/// [`Foreign`] when this library did not allocate it; nothing changes then.
+/// [`NotABlock`] says what is there instead; nothing changes then.
 ///
 /// # Safety
-/// If this library allocated it, `block` is live and nobody uses it any more.
-#[inline(always)]
-pub unsafe fn free(block: NonNull<u8>) -> Result<(), Foreign> {
-    if in_zone(block) {
-        // SAFETY: blocks in the zone are the engine's, and the caller argued that this one is live.
-        unsafe { heap::free_block(block) };
+/// If this library allocated it, nobody uses `block` any more.
+pub unsafe fn free(block: NonNull<u8>) -> Result<(), NotABlock> {
+    if is_private(block.as_ptr()) {
+        // SAFETY: a page of the private heap is there; the caller argued the rest.
+        unsafe { heap::free_private(block) };
         return Ok(());
     }
-    // SAFETY: the caller's argument carries over.
-    unsafe { free_slow(block) }
-}
-
-#[inline(always)]
-fn in_zone(block: NonNull<u8>) -> bool {
-    // Relaxed: whoever holds a block of the zone got it after the zone was published.
-    let offset = block.as_ptr().addr().wrapping_sub(ZONE_START.load(Ordering::Relaxed));
-    offset < ZONE_LEN.load(Ordering::Relaxed)
-}
-
-/// # Safety
-/// As for [`free`].
-#[cold]
-#[inline(never)]
-unsafe fn free_slow(block: NonNull<u8>) -> Result<(), Foreign> {
-    if heap::is_block(block.as_ptr()) {
-        // SAFETY: the engine knows the block's page; the caller argued that it is live.
-        unsafe { heap::free_block(block) };
-        return Ok(());
-    }
-    let pool = POOL.get().ok_or(Foreign)?;
     // SAFETY: the caller argued it.
-    unsafe { pool.free(block) }.map_err(|_| Foreign)
+    unsafe { pool_of(block)?.free(block) }
+}
+
+/// Tells the user of a `free` or `realloc` that was refused, once.
+#[cold]
+pub fn complain(error: NotABlock) {
+    static DID: AtomicBool = AtomicBool::new(false);
+    // Relaxed: nothing hangs on it but that this is said once.
+    if !DID.swap(true, Ordering::Relaxed) {
+        service::run(|| stdio::complain(&format!("daxtier: {error}; the call has no effect\n")));
+    }
+}
+
+/// Whether an address is in a page of the private heap: the engine knows those and the heap zone's.
+fn is_private(block: *const u8) -> bool {
+    let in_zone = POOL.get().is_some_and(|pool| heap::in_heap_zone(&pool.heap_zone(), block.addr()));
+    !in_zone && heap::is_block(block)
+}
+
+/// Returns the pool that knows what is at an address; before there is one, nothing is.
+fn pool_of(block: NonNull<u8>) -> Result<&'static Pool, NotABlock> {
+    POOL.get().ok_or(NotABlock::Foreign { addr: block.as_ptr().addr() })
 }
 
 /// Returns how many bytes a block holds.
 ///
 /// # Errors
-/// [`Foreign`] when this library did not allocate it.
+/// [`NotABlock`] says what is there instead.
 #[inline]
-pub fn usable_size(block: NonNull<u8>) -> Result<usize, Foreign> {
-    if in_zone(block) || heap::is_block(block.as_ptr()) {
-        // SAFETY: the engine knows the block's page.
+pub fn usable_size(block: NonNull<u8>) -> Result<usize, NotABlock> {
+    if is_private(block.as_ptr()) {
+        // SAFETY: a page of the private heap is there.
         return Ok(unsafe { heap::block_len(block) });
     }
-    POOL.get().and_then(|pool| pool.usable_size(block).ok()).ok_or(Foreign)
+    pool_of(block)?.usable_size(block)
 }
 
 /// Resizes a block, keeping its bytes up to the smaller size. Returns NULL, with the block as before, when memory
 /// is exhausted.
 ///
 /// # Errors
-/// [`Foreign`] when this library did not allocate it.
+/// [`NotABlock`] says what is there instead; nothing changes then.
 ///
 /// # Safety
-/// If this library allocated it, `block` is live and nobody uses it meanwhile; after success the old address is no
-/// longer used.
-pub unsafe fn realloc(block: NonNull<u8>, size: usize, align: usize) -> Result<*mut u8, Foreign> {
+/// If this library allocated it, nobody uses `block` meanwhile; after success the old address is no longer used.
+pub unsafe fn realloc(block: NonNull<u8>, size: usize, align: usize) -> Result<*mut u8, NotABlock> {
     let old = usable_size(block)?;
     if size <= old && size >= old / 2 && block.as_ptr().addr() & (align - 1) == 0 {
         return Ok(block.as_ptr());
@@ -201,19 +228,48 @@ fn open() {
 fn install(config: Config) -> Result<(), PoolError> {
     let opened = Pool::open(&config)?;
     let pool = POOL.get_or_init(|| opened);
-    let zone = pool.heap_zone();
-    // Relaxed: `HEAP` publishes both.
-    ZONE_START.store(zone.start, Ordering::Relaxed);
-    ZONE_LEN.store(zone.len(), Ordering::Relaxed);
     if let Some(target) = config.stats {
         report::at_exit(target);
     }
-    // Release: pairs with the Acquire in `alloc`.
-    HEAP.store(ptr::from_ref(pool.default_heap()).cast_mut(), Ordering::Release);
+    // SAFETY: the process has one such pool, which is never closed.
+    unsafe { pool.default_heap().lead() };
     Ok(())
 }
 
-/// Whether a fork could give the child its copy of slow memory.
-pub fn can_fork() -> bool {
-    super::fork::check().is_ok()
+/// Ends the process as `_exit(2)` does, after what the library does at the end of a program.
+pub fn leave(status: i32) -> ! {
+    report::on_leaving();
+    sys::process::exit_now(status)
+}
+
+/// Does what the library does at the end of a program that runs no exit handlers.
+pub fn prepare_to_leave() {
+    report::on_leaving();
+}
+
+/// Makes a child process with the C library's function, `next`, which this one stands in for. Fails as fork(2) does, with
+/// -1 and `errno`: see `runtime::fork`.
+///
+/// # Safety
+/// As fork(2) demands of programs with several threads.
+pub unsafe fn fork(next: unsafe extern "C" fn() -> libc::pid_t) -> libc::pid_t {
+    // SAFETY: the caller's argument carries over.
+    unsafe { super::fork::fork(next) }
+}
+
+/// Makes a call of the program on its memory, a part of which lies in slots. Sets `errno` and returns -1 where the kernel
+/// would: see `runtime::memory`.
+///
+/// # Safety
+/// The call is the program's, on memory of its own.
+#[cold]
+pub unsafe fn perform(call: MemoryCall, addr: usize, len_bytes: usize) -> libc::c_int {
+    // SAFETY: the caller argued it.
+    match unsafe { memory::perform(POOL.get(), call, addr, len_bytes) } {
+        Ok(()) => 0,
+        Err(errno) => {
+            errno::set(errno);
+            -1
+        }
+    }
 }

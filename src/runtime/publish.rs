@@ -19,12 +19,13 @@
 use super::stats::{PoolStats, TierStats};
 use crate::counters::TierCounters;
 use crate::error::SysError;
+use crate::sys::descriptors::{self, Own};
 use crate::sys::{page, peer};
 use std::ffi::CStr;
 use std::mem::offset_of;
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 /// How many tiers a page has room for.
 pub(crate) const MAX_TIERS: usize = 4;
@@ -226,13 +227,12 @@ impl Page {
 /// wait for another drops a failure's text (never its count) and waits for names.
 pub(crate) struct StatsPage {
     page: NonNull<Page>,
-    /// The number of our descriptor, or -1. The program may close it and open its own under the number, so
-    /// `dev` and `ino` tell whether it is still ours. Written when the page is made and in a forked child,
-    /// which has one thread.
-    fd: AtomicI32,
-    dev: AtomicU64,
-    ino: AtomicU64,
+    /// The place of our descriptor, by which others find the page, or [`NO_DESCRIPTOR`]. Written when the page is made and
+    /// in a forked child, which has one thread.
+    descriptor: AtomicUsize,
 }
+
+const NO_DESCRIPTOR: usize = usize::MAX;
 
 // SAFETY: the page is made of atomic words, and the mapping lives as long as the StatsPage.
 unsafe impl Send for StatsPage {}
@@ -248,15 +248,16 @@ impl StatsPage {
     pub(crate) fn create() -> Result<StatsPage, SysError> {
         let fd = page::sealed_memfd(NAME, PAGE_BYTES).ok();
         let at = page::map_somewhere(PAGE_BYTES, fd.as_ref().map(AsFd::as_fd))?;
-        let page = StatsPage {
-            page: at.cast(),
-            fd: AtomicI32::new(-1),
-            dev: AtomicU64::new(0),
-            ino: AtomicU64::new(0),
-        };
+        let page = StatsPage { page: at.cast(), descriptor: AtomicUsize::new(NO_DESCRIPTOR) };
         page.adopt(fd);
         page.page().seal(std::process::id());
         Ok(page)
+    }
+
+    /// Returns the process that the page is of, as it sees itself.
+    pub(crate) fn owner(&self) -> u32 {
+        // Relaxed: written when the page was made, and in a child before it has a second thread.
+        self.page().pid.load(Ordering::Relaxed)
     }
 
     /// Returns the counters of a tier.
@@ -363,21 +364,17 @@ impl StatsPage {
     }
 
     fn adopt(&self, fd: Option<OwnedFd>) {
-        let id = fd.as_ref().and_then(|fd| page::file_id(fd.as_raw_fd()));
-        // Relaxed, all three: written before the page is shared or in a child with one thread.
-        if let (Some(fd), Some(id)) = (fd, id) {
-            self.dev.store(id.dev, Ordering::Relaxed);
-            self.ino.store(id.ino, Ordering::Relaxed);
-            self.fd.store(fd.into_raw_fd(), Ordering::Relaxed);
+        if let Some(own) = fd.and_then(|fd| descriptors::enter(fd).ok()) {
+            // Relaxed: written before the page is shared or in a child with one thread.
+            self.descriptor.store(own.index(), Ordering::Relaxed);
         }
     }
 
     fn close_descriptor(&self) {
-        // Relaxed, all three: as for `adopt`.
-        let fd = self.fd.swap(-1, Ordering::Relaxed);
-        let (dev, ino) = (self.dev.load(Ordering::Relaxed), self.ino.load(Ordering::Relaxed));
-        if fd >= 0 {
-            page::close_own(fd, page::FileId { dev, ino });
+        // Relaxed: as for `adopt`.
+        let place = self.descriptor.swap(NO_DESCRIPTOR, Ordering::Relaxed);
+        if place != NO_DESCRIPTOR {
+            Own::from_index(place).close();
         }
     }
 }
@@ -392,7 +389,7 @@ impl Drop for StatsPage {
 
 impl std::fmt::Debug for StatsPage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StatsPage").field("page", &self.page).field("fd", &self.fd).finish()
+        f.debug_struct("StatsPage").field("page", &self.page).field("descriptor", &self.descriptor).finish()
     }
 }
 

@@ -1,5 +1,12 @@
 use super::*;
+use crate::sys::file::{self, FileId};
+use crate::sys::testing::{ChildEnd, in_child};
+use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
+
+fn file_id(fd: i32) -> Option<FileId> {
+    file::stat(fd).ok().map(|stat| stat.id)
+}
 
 fn described() -> StatsPage {
     let page = StatsPage::create().unwrap();
@@ -38,10 +45,10 @@ fn a_dropped_page_is_gone() {
     page.set_policy("marker of a page to drop");
     let pid = std::process::id();
     assert!(find(pid, "marker of a page to drop").is_some());
-    let fd = page.fd.load(Ordering::Relaxed);
-    let id = page::file_id(fd);
+    let fd = Own::from_index(page.descriptor.load(Ordering::Relaxed)).number();
+    let id = file_id(fd);
     drop(page);
-    assert_ne!(page::file_id(fd), id, "the descriptor is still open");
+    assert_ne!(file_id(fd), id, "the descriptor is still open");
     let pages = stats_of_process(pid).unwrap_or_default();
     assert!(pages.iter().all(|stats| stats.policy != "marker of a page to drop"));
 }
@@ -49,14 +56,15 @@ fn a_dropped_page_is_gone() {
 #[test]
 fn a_descriptor_of_the_program_under_our_number_is_left_alone() {
     let page = described();
-    let fd = page.fd.load(Ordering::Relaxed);
+    let fd = Own::from_index(page.descriptor.load(Ordering::Relaxed)).number();
     let other = page::sealed_memfd(c"daxtier-other", 4096).unwrap();
-    // SAFETY: dup2 takes two numbers and no pointer; the page's descriptor is expected to be replaced.
-    assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), fd) }, fd);
-    drop(page);
-    assert_eq!(page::file_id(fd), page::file_id(other.as_raw_fd()));
-    // SAFETY: the number was put there above and nobody else uses it.
-    unsafe { libc::close(fd) };
+    let end = in_child(|| {
+        // SAFETY: dup2 takes two numbers and no pointer; the page's descriptor is expected to be replaced.
+        unsafe { libc::dup2(other.as_raw_fd(), fd) };
+        page.close_descriptor();
+        i32::from(file_id(fd) != file_id(other.as_raw_fd()))
+    });
+    assert_eq!(end, ChildEnd::Exited(0));
 }
 
 #[test]
@@ -83,7 +91,7 @@ fn texts_are_read_whole_while_they_change() {
     let stop = AtomicBool::new(false);
     let (a, b) = ("a".repeat(256), "b".repeat(256));
     page.note_failure(&a);
-    let fd = page.fd.load(Ordering::Relaxed) as u32;
+    let fd = Own::from_index(page.descriptor.load(Ordering::Relaxed)).number() as u32;
     let outside = |bytes: &mut [u8]| peer::read_descriptor(std::process::id(), fd, bytes);
     let torn = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -226,7 +234,7 @@ fn without_a_descriptor_a_child_still_counts_apart() {
         page.tier(0).used_bytes.fetch_add(1 << 20, Ordering::Relaxed);
         let expected = before.tiers[0].used_bytes + (1 << 20);
         let kept = page.tier(0).used_bytes.load(Ordering::Relaxed) == expected;
-        rc == 0 && replaced && kept && page.fd.load(Ordering::Relaxed) < 0
+        rc == 0 && replaced && kept && page.descriptor.load(Ordering::Relaxed) == NO_DESCRIPTOR
     };
     with_child(child, |_| assert_eq!(page.snapshot(), before, "the child wrote to its parent's page"));
 }

@@ -72,6 +72,11 @@ impl Tiers {
         self.page.note_failure(reason);
     }
 
+    /// Returns the process whose figures are published, as it sees itself.
+    pub(super) fn owner(&self) -> u32 {
+        self.page.owner()
+    }
+
     /// Returns the figures.
     pub(super) fn stats(&self) -> PoolStats {
         self.publish();
@@ -111,6 +116,11 @@ impl Tiers {
         self.metadata.lock().iter().map(|folio| (folio.info().pgmap, folio.offset())).collect()
     }
 
+    /// Takes a folio for a slot from one tier, down to its last.
+    pub(super) fn take_in(&self, tier: usize) -> Option<Folio> {
+        self.take(Choice { tier, above_watermark: false })
+    }
+
     fn take(&self, choice: Choice) -> Option<Folio> {
         let tier = &self.tiers[choice.tier];
         if choice.above_watermark && !tier.is_above_watermark(SLOT_BYTES as u64) {
@@ -136,6 +146,23 @@ impl PlacedSource {
 
     /// Hands out a folio of any order where the policy says.
     pub(super) fn alloc(&self, order: Order, lifetime: Lifetime) -> Result<Folio, Option<FolioError>> {
+        self.first_to(order, |tier| tier.alloc(order, lifetime))
+    }
+
+    /// Hands out a folio that is to be zero, and whether it is already.
+    pub(super) fn alloc_prezeroed(
+        &self,
+        order: Order,
+        lifetime: Lifetime,
+    ) -> Result<(Folio, bool), Option<FolioError>> {
+        self.first_to(order, |tier| tier.alloc_prezeroed(order, lifetime))
+    }
+
+    fn first_to<F>(
+        &self,
+        order: Order,
+        alloc: impl Fn(&Tier) -> Result<F, FolioError>,
+    ) -> Result<F, Option<FolioError>> {
         service::run(|| {
             let mut refusal = None;
             for choice in self.placer.next().into_iter().flatten() {
@@ -143,7 +170,7 @@ impl PlacedSource {
                 if choice.above_watermark && !tier.is_above_watermark(order.len_bytes()) {
                     continue;
                 }
-                match tier.alloc(order, lifetime) {
+                match alloc(tier) {
                     Ok(folio) => {
                         self.tiers.publish();
                         return Ok(folio);

@@ -83,6 +83,7 @@ impl Effective {
             Key::Policy => config.policy.to_string(),
             Key::Stats => config.stats.as_ref().map(ToString::to_string).unwrap_or_default(),
             Key::OnError => config.on_error.to_string(),
+            Key::Migrate => config.migrate.to_string(),
         }
     }
 
@@ -103,6 +104,7 @@ impl Effective {
             }
             Key::Stats => value.parse().map(|target| config.stats = Some(target)),
             Key::OnError => value.parse().map(|choice| config.on_error = choice),
+            Key::Migrate => value.parse().map(|choice| config.migrate = choice),
         };
         match outcome {
             Ok(()) => {

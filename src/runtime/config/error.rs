@@ -174,6 +174,15 @@ pub enum ValueError {
         /// The size.
         bytes: u64,
     },
+    /// A range that begins inside a slot.
+    #[error(
+        "a range begins at a multiple of 2 MiB, and {} is none: use {} or {}",
+        ExactBytes(*.bytes), ExactBytes(.bytes / SLOT_BYTES * SLOT_BYTES), ExactBytes((.bytes / SLOT_BYTES + 1) * SLOT_BYTES)
+    )]
+    RangeStart {
+        /// Where it begins.
+        bytes: u64,
+    },
     /// A size below the smallest that works.
     #[error("{} is too small: the least is {} (two slots of 2 MiB)", ExactBytes(*.bytes), ExactBytes(MIN_TIER_BYTES))]
     TooSmall {
@@ -201,7 +210,7 @@ pub enum ValueError {
         device: String,
     },
     /// Something behind a comma that is not an option.
-    #[error("{text:?} is not an option of a device: write size=SIZE or range=OFFSET+LENGTH")]
+    #[error("{text:?} is not an option of a device: write size=SIZE, range=OFFSET+LENGTH or force")]
     UnknownOption {
         /// What was read.
         text: String,
@@ -242,6 +251,12 @@ pub enum ValueError {
         /// The device.
         device: String,
     },
+    /// Force for something that is no dax device.
+    #[error("{device}: only a dax device can hold data of others; leave force out")]
+    NothingToForce {
+        /// The device.
+        device: String,
+    },
     /// A range of something that is no dax device.
     #[error("{device}: only a dax device has a range option")]
     NoRanges {
@@ -259,6 +274,12 @@ pub enum ValueError {
         /// What was read.
         path: String,
     },
+    /// Neither `on` nor `off`.
+    #[error("{text:?} is not a choice: write on or off")]
+    UnknownSwitch {
+        /// What was read.
+        text: String,
+    },
     /// Neither `stop` nor `passthrough`.
     #[error("{text:?} is not a choice: write stop or passthrough")]
     UnknownChoice {
@@ -273,6 +294,7 @@ impl ValueError {
         match self {
             ValueError::Size(_)
             | ValueError::PartialSlot { .. }
+            | ValueError::RangeStart { .. }
             | ValueError::TooSmall { .. }
             | ValueError::UnknownOption { .. }
             | ValueError::NotARange { .. }

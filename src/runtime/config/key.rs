@@ -18,6 +18,8 @@ pub enum Key {
     Stats,
     /// What a wrong configuration leads to.
     OnError,
+    /// Whether memory may be moved between the tiers.
+    Migrate,
 }
 
 /// The variable that carries a whole configuration: a string, or `@FILE`.
@@ -25,20 +27,28 @@ pub const CONF: &str = "DAXTIER_CONF";
 /// What every environment variable of ours begins with.
 pub const PREFIX: &str = "DAXTIER_";
 /// Every environment variable that may be set.
-pub const VARIABLES: [&str; 6] =
-    [CONF, "DAXTIER_FAST", "DAXTIER_SLOW", "DAXTIER_POLICY", "DAXTIER_STATS", "DAXTIER_ON_ERROR"];
+pub const VARIABLES: [&str; 7] = [
+    CONF,
+    "DAXTIER_FAST",
+    "DAXTIER_SLOW",
+    "DAXTIER_POLICY",
+    "DAXTIER_STATS",
+    "DAXTIER_ON_ERROR",
+    "DAXTIER_MIGRATE",
+];
 /// What the variables begin with that `daxtier run` passes to the processes it starts. They are not settings,
 /// nobody else sets them, and any of them is accepted.
 pub const INTERNAL_PREFIX: &str = "DAXTIER_RUN_";
 /// Set by `daxtier run` to the number of the process that it becomes.
 pub const RUN_PID: &str = "DAXTIER_RUN_PID";
 
-pub(super) const NAMES: [&str; Key::COUNT] = ["fast", "slow", "policy", "stats", "on_error"];
+pub(super) const NAMES: [&str; Key::COUNT] = ["fast", "slow", "policy", "stats", "on_error", "migrate"];
 
 impl Key {
-    pub(super) const COUNT: usize = 5;
+    pub(super) const COUNT: usize = 6;
     /// Every setting, in the order in which they are printed.
-    pub const ALL: [Key; Key::COUNT] = [Key::Fast, Key::Slow, Key::Policy, Key::Stats, Key::OnError];
+    pub const ALL: [Key; Key::COUNT] =
+        [Key::Fast, Key::Slow, Key::Policy, Key::Stats, Key::OnError, Key::Migrate];
 
     /// Returns the name in a configuration string or file.
     pub const fn name(self) -> &'static str {
@@ -50,7 +60,7 @@ impl Key {
         VARIABLES[self as usize + 1]
     }
 
-    /// Returns the flag of `daxtier run` that sets it; `on_error` has none.
+    /// Returns the flag of `daxtier run` that sets it; `on_error` and `migrate` have none.
     pub const fn flag(self) -> &'static str {
         match self {
             Key::Fast => "--fast",
@@ -58,6 +68,7 @@ impl Key {
             Key::Policy => "--policy",
             Key::Stats => "--stats",
             Key::OnError => "on_error",
+            Key::Migrate => "migrate",
         }
     }
 
@@ -69,6 +80,7 @@ impl Key {
             Key::Policy => "interleave=3:1",
             Key::Stats => "/tmp/stats.%p.json",
             Key::OnError => "stop",
+            Key::Migrate => "off",
         }
     }
 

@@ -3,10 +3,11 @@
 //! | setting | variable | value |
 //! |---|---|---|
 //! | `fast` | `DAXTIER_FAST` | `SIZE` or `N%` of what is available; 80% by default |
-//! | `slow` | `DAXTIER_SLOW` | `DEV[,size=SIZE][,range=OFFSET+LENGTH]`, several joined by `;`; none by default |
+//! | `slow` | `DAXTIER_SLOW` | `DEV[,size=SIZE][,range=OFFSET+LENGTH][,force]`, several joined by `;`; none by default |
 //! | `policy` | `DAXTIER_POLICY` | `fill` (default), `interleave=F:S`, `bind=TIER`, `preferred=TIER` |
 //! | `stats` | `DAXTIER_STATS` | a path (`%p` is the process id), or `-` or `stderr`; none by default |
 //! | `on_error` | `DAXTIER_ON_ERROR` | `stop` (default) or `passthrough` |
+//! | `migrate` | `DAXTIER_MIGRATE` | `on` (default) or `off` |
 //!
 //! `DAXTIER_CONF` holds several at once, `fast=64M slow=emulated:2G`, or `@FILE`; the single variables stand
 //! above it. [`Config`] is the result, [`Effective`] the same with the [`Origin`] of each setting,
@@ -24,7 +25,7 @@ pub use effective::{Effective, Origin};
 pub use error::{ConfigError, EXIT_CONFIG, ValueError};
 pub use key::{CONF, INTERNAL_PREFIX, Key, PREFIX, RUN_PID, VARIABLES};
 pub use memory::{AvailableMemory, CgroupLimit};
-pub use value::{FastSize, MIN_TIER_BYTES, OnError, SLOT_BYTES, SlowSpec, StatsTarget};
+pub use value::{FastSize, MIN_TIER_BYTES, Migrate, OnError, SLOT_BYTES, SlowSpec, StatsTarget};
 
 use crate::policy::Policy;
 use std::fmt;
@@ -51,6 +52,8 @@ pub struct Config {
     pub stats: Option<StatsTarget>,
     /// What a wrong configuration leads to.
     pub on_error: OnError,
+    /// Whether memory may be moved between the tiers after it was placed.
+    pub migrate: Migrate,
 }
 
 impl Config {
@@ -115,14 +118,19 @@ impl OnError {
 }
 
 impl fmt::Display for Config {
-    /// Prints a configuration string that reads back to the same configuration; a default fast size and absent
-    /// statistics are left out.
+    /// Prints a configuration string that reads back to the same configuration; a default fast size, absent
+    /// statistics and `migrate=on` are left out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let effective = Effective::from_program(self.clone());
         let mut blank = "";
         for key in Key::ALL {
             let value = effective.value(key);
-            if value.is_empty() || (key == Key::Fast && self.fast == FastSize::Default) {
+            let is_default = match key {
+                Key::Fast => self.fast == FastSize::Default,
+                Key::Migrate => self.migrate == Migrate::On,
+                _ => false,
+            };
+            if value.is_empty() || is_default {
                 continue;
             }
             write!(f, "{blank}{}={}", key.name(), text::Quoted(value))?;

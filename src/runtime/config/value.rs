@@ -68,7 +68,7 @@ impl fmt::Display for FastSize {
     }
 }
 
-/// A slow device, and how much of it to use: `DEV[,size=SIZE][,range=OFFSET+LENGTH]`.
+/// A slow device, and how much of it to use: `DEV[,size=SIZE][,range=OFFSET+LENGTH][,force]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SlowSpec {
     /// The device.
@@ -77,16 +77,24 @@ pub struct SlowSpec {
     pub size: Option<u64>,
     /// Which bytes of the device to keep to; all of it when absent.
     pub range: Option<Range<u64>>,
+    /// Use a dax device that holds data, or that a process maps without a claim.
+    pub force: bool,
 }
 
 impl SlowSpec {
     /// Makes a spec that uses all of `device`.
     pub const fn whole(device: DeviceSpec) -> SlowSpec {
-        SlowSpec { device, size: None, range: None }
+        SlowSpec { device, size: None, range: None, force: false }
     }
 
     pub(super) fn check(&self) -> Result<(), ValueError> {
         let device = || self.device.to_string();
+        if self.range.is_some() && !matches!(self.device, DeviceSpec::Dax(_)) {
+            return Err(ValueError::NoRanges { device: device() });
+        }
+        if self.force && !matches!(self.device, DeviceSpec::Dax(_)) {
+            return Err(ValueError::NothingToForce { device: device() });
+        }
         if let Some(size) = self.size {
             check_tier_bytes(size)?;
         }
@@ -94,7 +102,7 @@ impl SlowSpec {
             Some(range) => {
                 let len = range.end.saturating_sub(range.start);
                 if !range.start.is_multiple_of(SLOT_BYTES) {
-                    return Err(ValueError::PartialSlot { bytes: range.start });
+                    return Err(ValueError::RangeStart { bytes: range.start });
                 }
                 check_tier_bytes(len)?;
                 Some(len)
@@ -106,9 +114,6 @@ impl SlowSpec {
                 return Err(ValueError::BeyondRange { size_bytes, range_bytes });
             }
             _ => {}
-        }
-        if self.range.is_some() && !matches!(self.device, DeviceSpec::Dax(_)) {
-            return Err(ValueError::NoRanges { device: device() });
         }
         match (&self.device, self.size) {
             (DeviceSpec::Dax(_), _) => Ok(()),
@@ -139,6 +144,13 @@ impl SlowSpec {
         let mut spec = SlowSpec::whole(parsed?);
         for part in parts {
             let twice = |option| Err(ValueError::OptionTwice { device: spec.device.to_string(), option });
+            if part == "force" {
+                if spec.force {
+                    return twice("force");
+                }
+                spec.force = true;
+                continue;
+            }
             match part.split_once('=') {
                 Some(("size", _)) if spec.size.is_some() => return twice("size"),
                 Some(("range", _)) if spec.range.is_some() => return twice("range"),
@@ -160,6 +172,9 @@ impl fmt::Display for SlowSpec {
         if let Some(range) = &self.range {
             let len = range.end.saturating_sub(range.start);
             write!(f, ",range={}+{}", ExactBytes(range.start), ExactBytes(len))?;
+        }
+        if self.force {
+            f.write_str(",force")?;
         }
         Ok(())
     }
@@ -284,6 +299,37 @@ impl fmt::Display for OnError {
         f.write_str(match self {
             OnError::Stop => "stop",
             OnError::Passthrough => "passthrough",
+        })
+    }
+}
+
+/// Whether memory may be moved between the tiers after it was placed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Migrate {
+    /// It is moved when the program asks for it. Nothing moves by itself.
+    #[default]
+    On,
+    /// It stays where it is, and requests to move it are refused.
+    Off,
+}
+
+impl FromStr for Migrate {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Migrate, ValueError> {
+        match text.trim() {
+            "on" => Ok(Migrate::On),
+            "off" => Ok(Migrate::Off),
+            other => Err(ValueError::UnknownSwitch { text: cut(other) }),
+        }
+    }
+}
+
+impl fmt::Display for Migrate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Migrate::On => "on",
+            Migrate::Off => "off",
         })
     }
 }

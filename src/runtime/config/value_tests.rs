@@ -46,7 +46,7 @@ fn a_slow_device_has_a_size_and_a_range() {
 #[test]
 fn what_is_wrong_with_a_slow_device_is_named() {
     type Expected = fn(&ValueError) -> bool;
-    let cases: [(&str, Expected); 16] = [
+    let cases: [(&str, Expected); 18] = [
         ("", |e| *e == ValueError::NoDevice),
         ("/dev/dax0.0;", |e| *e == ValueError::NoDevice),
         (";emulated:2G", |e| *e == ValueError::NoDevice),
@@ -55,7 +55,9 @@ fn what_is_wrong_with_a_slow_device_is_named() {
         ("/dev/dax0.0,siz=1G", |e| matches!(e, ValueError::UnknownOption { text } if text == "siz=1G")),
         ("/dev/dax0.0,size=1G,size=2G", |e| matches!(e, ValueError::OptionTwice { option: "size", .. })),
         ("/dev/dax0.0,range=1G", |e| matches!(e, ValueError::NotARange { .. })),
-        ("/dev/dax0.0,range=1M+4M", |e| *e == ValueError::PartialSlot { bytes: M }),
+        ("/dev/dax0.0,range=1M+4M", |e| *e == ValueError::RangeStart { bytes: M }),
+        ("/dev/dax0.0,range=4M+5M", |e| *e == ValueError::PartialSlot { bytes: 5 * M }),
+        ("emulated:64M,range=1M+5M", |e| matches!(e, ValueError::NoRanges { .. })),
         ("/dev/dax0.0,range=4M+0", |e| *e == ValueError::TooSmall { bytes: 0 }),
         ("/dev/dax0.0,range=8388606T+8388606T", |e| {
             matches!(e, ValueError::Size(SizeError::TooLarge { .. }))
@@ -122,9 +124,14 @@ fn tier_bytes() -> impl Strategy<Value = u64> {
 }
 
 fn slow_spec() -> impl Strategy<Value = SlowSpec> {
-    let dax =
-        ("/[a-z]{1,8}/dax[0-9]\\.[0-9]", proptest::option::of(tier_bytes()), any::<bool>(), tier_bytes());
-    let dax = dax.prop_map(|(path, size, ranged, start)| SlowSpec {
+    let dax = (
+        "/[a-z]{1,8}/dax[0-9]\\.[0-9]",
+        proptest::option::of(tier_bytes()),
+        any::<[bool; 2]>(),
+        tier_bytes(),
+    );
+    let dax = dax.prop_map(|(path, size, [ranged, force], start)| SlowSpec {
+        force,
         device: DeviceSpec::Dax(path.into()),
         size,
         range: ranged.then(|| start..start + size.unwrap_or(MIN_TIER_BYTES)),
@@ -151,10 +158,11 @@ fn config() -> impl Strategy<Value = Config> {
         "[^\\pC]{1,40}[^\\pC\\pZ/.]".prop_map(|path| StatsTarget::File(path.into()))
     ]);
     let on_error = prop_oneof![Just(OnError::Stop), Just(OnError::Passthrough)];
-    (fast, proptest::collection::vec(slow_spec(), 1..4), policy, stats, on_error).prop_map(
-        |(fast, slow, policy, stats, on_error)| {
+    let migrate = prop_oneof![Just(Migrate::On), Just(Migrate::Off)];
+    (fast, proptest::collection::vec(slow_spec(), 1..4), policy, stats, on_error, migrate).prop_map(
+        |(fast, slow, policy, stats, on_error, migrate)| {
             let policy: Policy = policy.parse().unwrap();
-            Config { fast, slow, policy, stats, on_error }
+            Config { fast, slow, policy, stats, on_error, migrate }
         },
     )
 }
