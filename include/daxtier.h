@@ -101,7 +101,7 @@
 /* The time is up and folios are still in use. */
 #define DAXTIER_ETIMEDOUT (-110)
 
-/* The folio is gone: its last reference was put. (Also the second put of a reference that was the last.) */
+/* The folio or block is gone: its last reference was put (this may be the second put of it), or it was freed before. */
 #define DAXTIER_ESTALE (-116)
 
 /* A defect in the library: a panic was caught. What the call was about is in an unknown but safe state. */
@@ -369,6 +369,13 @@ struct daxtier_pgmap_options {
     uint32_t min_order;
     /* DAXTIER_OFFSETS_PROVIDED or DAXTIER_OFFSETS_OWN. */
     uint32_t offsets;
+    /*
+     * 1 when freed folios keep their memory, for the next folio in their place; 0 when it goes back to the system. Memory
+     * of device-dax, and of folios below order 9, is always kept.
+     */
+    uint32_t retain_memory;
+    /* 0. */
+    uint32_t reserved;
 };
 
 /* Figures of a pgmap. */
@@ -403,7 +410,48 @@ struct daxtier_pgmap_stats {
     char name[64];
     /* Name of the device, such as "/dev/dax0.0"; cut where it is longer. */
     char device[128];
+    /* Bytes that are free and zero already, see daxtier_pgmap_keep_zeroed(). */
+    uint64_t prezeroed_bytes;
 };
+
+/* What came of the slots of 2 MiB that were to be moved: how many had which outcome. */
+struct daxtier_migration {
+    /* Set by the caller: sizeof(struct daxtier_migration). */
+    size_t size;
+    /* Moved. */
+    uint64_t moved;
+    /* In the tier already. */
+    uint64_t already_there;
+    /* Nothing of the pool was there. */
+    uint64_t gone;
+    /* Pinned with daxtier_pin(). */
+    uint64_t kept;
+    /* Of a kind that is not moved: neither tier is DRAM, or a copy of a parent process's memory. */
+    uint64_t not_movable;
+    /* A page is pinned for direct I/O. */
+    uint64_t pinned;
+    /* The program may do direct I/O, and pinned pages of a device can't be told from others. */
+    uint64_t direct_io;
+    /* A page is shared with a forked process. */
+    uint64_t forked;
+    /* The program locked or protected a page. */
+    uint64_t locked;
+    /* The process is near the limit of mappings (vm.max_map_count). */
+    uint64_t map_limit;
+    /* The tier is full. */
+    uint64_t no_space;
+    /* The machine has no memory for the copy. */
+    uint64_t no_memory;
+    /* The device's memory can't be had. */
+    uint64_t device;
+    /* The kernel refused a call that it should not refuse. */
+    uint64_t refused;
+    /* Cancelled before. */
+    uint64_t cancelled;
+};
+
+/* A request to move memory that is under way. */
+typedef uint64_t daxtier_move;
 
 #ifdef __cplusplus
 extern "C" {
@@ -528,7 +576,8 @@ int daxtier_device_list(struct daxtier_device_info *devices, size_t capacity, si
  * Signal handlers: not allowed. Lifetime: device, options and its name are not used after the call, context is
  * until daxtier_pgmap_close() succeeds.
  * Returns 0; DAXTIER_ENULL; DAXTIER_ECONFIG for a device that cannot be read; DAXTIER_ENODEV, DAXTIER_EBUSY or another
- * negative errno value when it cannot be had; DAXTIER_ESIZE; DAXTIER_E2BIG; DAXTIER_EORDER; DAXTIER_ECHOICE.
+ * negative errno value when it cannot be had; DAXTIER_ESIZE; DAXTIER_E2BIG; DAXTIER_EORDER; DAXTIER_ECHOICE;
+ * DAXTIER_EINVAL.
  */
 int daxtier_pgmap_open(const char *device, const struct daxtier_pgmap_options *options, daxtier_pgmap *pgmap);
 
@@ -570,6 +619,22 @@ int daxtier_pgmap_drain(daxtier_pgmap pgmap,
  * Returns 0; DAXTIER_EBUSY while folios are in use; DAXTIER_EPERM for a pgmap of a pool; DAXTIER_EHANDLE.
  */
 int daxtier_pgmap_close(daxtier_pgmap pgmap);
+
+/*
+ * Keeps up to count folios of order 9 (2 MiB) ready that are zero already, for requests with DAXTIER_ZERO; a pool's
+ * pgmap included. A thread of the library clears free memory for it in the background. 0 ends it.
+ *
+ * What is ready counts as free, and a request that finds nothing else gets it; it does occupy memory of the machine. The
+ * figure prezeroed_bytes says how much is ready now.
+ *
+ * Threads: any number at once. Blocks: for the time that it takes to clear one folio. After fork: nothing is ready in
+ * the child; the call returns DAXTIER_EFORKED for the parent's pgmaps. Signal handlers: not allowed. Lifetime: until
+ * the next call or the end of the pgmap.
+ * Returns 0; DAXTIER_ENOTSUP for a pgmap whose offsets the caller tracks; DAXTIER_EORDER when it has no folios of
+ * order 9; DAXTIER_EDYING; DAXTIER_EFORKED; DAXTIER_EHANDLE; another negative errno value when the thread is refused.
+ */
+int daxtier_pgmap_keep_zeroed(daxtier_pgmap pgmap,
+                              size_t count);
 
 /*
  * Writes figures of a pgmap, a pool's included.
@@ -729,8 +794,8 @@ int daxtier_malloc(daxtier_pool pool, size_t size, size_t align, uint64_t flags,
  * Threads: any number at once, for different blocks. Blocks: as daxtier_malloc(). After fork: works on the child's
  * own copy. Signal handlers: not allowed. Lifetime: with success the old address ends, even where the new one
  * equals it; on failure the old block is untouched and still the caller's.
- * Returns 0; DAXTIER_EINVAL for size 0; DAXTIER_EFOREIGN when no block begins at old; the codes of
- * daxtier_malloc().
+ * Returns 0; DAXTIER_EINVAL for size 0; DAXTIER_ESTALE when the block at old was freed before; DAXTIER_EFOREIGN when
+ * no block begins there; the codes of daxtier_malloc().
  */
 int daxtier_realloc(daxtier_pool pool, void *old, size_t size, size_t align, uint64_t flags, void **block);
 
@@ -738,12 +803,15 @@ int daxtier_realloc(daxtier_pool pool, void *old, size_t size, size_t align, uin
  * Frees a block. NULL is allowed and does nothing. Takes DAXTIER_DEFAULT_POOL: the block may then be of any pool of
  * the process, the preload library's and other copies' included.
  *
- * A pointer to anything that is no block (the stack, memory of the C library) is refused, as is the second free of
- * a block where it can be told; a program must not count on that.
+ * A pointer to anything that is no block is refused, with no harm done: memory of others, an address inside a block, a
+ * block that was freed before. Three mistakes are not told: a second free after the memory went into other blocks,
+ * two frees at the same time, and an address inside a block, at a multiple of 16, near blocks of a larger
+ * alignment.
  *
  * Threads: any number at once, for different blocks; any thread may free a block. Blocks: no, but for short locks.
  * After fork: frees the child's own copy. Signal handlers: not allowed. Lifetime: the block ends with success.
- * Returns 0; DAXTIER_EFOREIGN; DAXTIER_EHANDLE.
+ * Returns 0; DAXTIER_ESTALE for a block that was freed before; DAXTIER_EFOREIGN when no block begins there;
+ * DAXTIER_EHANDLE.
  */
 int daxtier_free(daxtier_pool pool, void *block);
 
@@ -753,7 +821,8 @@ int daxtier_free(daxtier_pool pool, void *block);
  *
  * Threads: any number at once. Blocks: no. After fork: works. Signal handlers: not allowed. Lifetime: the answer
  * holds until the block is freed or resized.
- * Returns 0; DAXTIER_EFOREIGN when no block begins there; DAXTIER_EHANDLE; DAXTIER_ENULL.
+ * Returns 0; DAXTIER_ESTALE for a block that was freed; DAXTIER_EFOREIGN when no block begins there; DAXTIER_EHANDLE;
+ * DAXTIER_ENULL.
  */
 int daxtier_usable_size(daxtier_pool pool, const void *block, size_t *size);
 
@@ -767,6 +836,93 @@ int daxtier_usable_size(daxtier_pool pool, const void *block, size_t *size);
  * then nothing has changed; DAXTIER_EHANDLE; DAXTIER_ENULL.
  */
 int daxtier_advise(daxtier_pool pool, void *address, size_t size, uint32_t advice);
+
+/*
+ * Moves the slots of 2 MiB that a range touches to a tier, and waits until something has come of each. tier is
+ * DAXTIER_TIER_FAST or DAXTIER_TIER_SLOW.
+ *
+ * Addresses stay, and other threads may use the memory all the while; who touches what is just being moved waits for
+ * less than a millisecond as a rule. A slot that can't be moved stays where it is: counts, which may be NULL, says
+ * how many had which outcome. Only blocks move, never folios. The first call of a process starts two threads.
+ *
+ * Threads: any number at once. Blocks: until the slots are moved. After fork: moves the child's own memory.
+ * Signal handlers: not allowed. Lifetime: counts is not used after the call.
+ * Returns 0; DAXTIER_ENOTSUP when the configuration says migrate=off; DAXTIER_EPERM when the process may not (see
+ * daxtier doctor), or another negative errno value when the kernel can't; DAXTIER_EFOREIGN when the range is not in blocks; DAXTIER_ECHOICE; DAXTIER_ENODEV when the pool has
+ * no such tier; DAXTIER_EHANDLE; DAXTIER_ESIZE.
+ */
+int daxtier_migrate(daxtier_pool pool,
+                    const void *address,
+                    size_t size,
+                    uint64_t tier,
+                    struct daxtier_migration *counts);
+
+/*
+ * As daxtier_migrate(), without waiting. The request is freed with daxtier_move_free(), which does not stop it.
+ *
+ * Threads: any number at once. Blocks: briefly. After fork: as daxtier_migrate(); the parent's requests are not the
+ * child's. Signal handlers: not allowed. Lifetime: the number is the caller's until daxtier_move_free().
+ * Returns as daxtier_migrate(); DAXTIER_EBUSY when too many requests are waiting; DAXTIER_ENULL; DAXTIER_ELIMIT.
+ */
+int daxtier_migrate_async(daxtier_pool pool, const void *address, size_t size, uint64_t tier, daxtier_move *request);
+
+/*
+ * Waits until something has come of every slot of a request, at most timeout_ms milliseconds, and writes what has
+ * come of how many so far. counts may be NULL.
+ *
+ * Threads: any number at once. Blocks: up to timeout_ms. After fork: the parent's requests never end in the child.
+ * Signal handlers: not allowed. Lifetime: counts is not used after the call.
+ * Returns 0; DAXTIER_ETIMEDOUT, with counts written, when the time is up before; DAXTIER_EHANDLE; DAXTIER_ESIZE.
+ */
+int daxtier_move_wait(daxtier_move request, uint32_t timeout_ms, struct daxtier_migration *counts);
+
+/*
+ * Lets the slots of a request that nothing has come of yet stay where they are.
+ *
+ * Threads: any number at once. Blocks: no. After fork: has no effect on the parent's requests. Signal handlers: not
+ * allowed. Lifetime: the request is still to be freed.
+ * Returns 0; DAXTIER_EHANDLE.
+ */
+int daxtier_move_cancel(daxtier_move request);
+
+/*
+ * Frees the number of a request. A request that is under way goes on.
+ *
+ * Threads: one, while no other call for this request is under way. Blocks: no. After fork: works in the child.
+ * Signal handlers: not allowed. Lifetime: ends the number.
+ * Returns 0; DAXTIER_EHANDLE.
+ */
+int daxtier_move_free(daxtier_move request);
+
+/*
+ * Says in which tier a range is wanted: it is moved there in the background as far as possible. Nothing moves by
+ * itself in this version, so it stays there until somebody asks for another tier.
+ *
+ * Threads: any number at once. Blocks: briefly. After fork: as daxtier_migrate(). Signal handlers: not allowed.
+ * Lifetime: nothing is kept.
+ * Returns as daxtier_migrate_async().
+ */
+int daxtier_prefer(daxtier_pool pool, const void *address, size_t size, uint64_t tier);
+
+/*
+ * Keeps the slots of 2 MiB that a range touches where they are until daxtier_unpin(): for direct I/O, RDMA, and
+ * futexes that processes share. When the call returns none of them is being moved. Pins count; they end with the
+ * memory.
+ *
+ * Threads: any number at once. Blocks: while a slot of the range is being moved. After fork: the child has the pins
+ * too. Signal handlers: not allowed. Lifetime: until daxtier_unpin() of the same range, or the end of the memory.
+ * Returns 0; DAXTIER_EFOREIGN when the range is not in blocks; DAXTIER_EHANDLE.
+ */
+int daxtier_pin(daxtier_pool pool, const void *address, size_t size);
+
+/*
+ * Ends a daxtier_pin() of the same range.
+ *
+ * Threads: any number at once. Blocks: as daxtier_pin(). After fork: works on the child's own pins. Signal handlers:
+ * not allowed. Lifetime: nothing is kept.
+ * Returns as daxtier_pin().
+ */
+int daxtier_unpin(daxtier_pool pool, const void *address, size_t size);
 
 #ifdef __cplusplus
 }

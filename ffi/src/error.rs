@@ -30,7 +30,7 @@ pub const DAXTIER_EINVAL: i32 = -22;
 pub const DAXTIER_ENOTSUP: i32 = -95;
 /// The time is up and folios are still in use.
 pub const DAXTIER_ETIMEDOUT: i32 = -110;
-/// The folio is gone: its last reference was put. (Also the second put of a reference that was the last.)
+/// The folio or block is gone: its last reference was put (this may be the second put of it), or it was freed before.
 pub const DAXTIER_ESTALE: i32 = -116;
 /// A defect in the library: a panic was caught. What the call was about is in an unknown but safe state.
 pub const DAXTIER_EPANIC: i32 = -1001;
@@ -74,7 +74,7 @@ const TEXTS: &[(i32, &CStr)] = &[
     (DAXTIER_EINVAL, c"invalid argument"),
     (DAXTIER_ENOTSUP, c"not supported"),
     (DAXTIER_ETIMEDOUT, c"timed out"),
-    (DAXTIER_ESTALE, c"the folio is gone"),
+    (DAXTIER_ESTALE, c"the folio or block is gone"),
     (DAXTIER_EPANIC, c"defect in the library"),
     (DAXTIER_ENULL, c"a pointer is NULL that must not be"),
     (DAXTIER_EHANDLE, c"not open"),

@@ -129,32 +129,82 @@ pub unsafe extern "C" fn daxtier_folio_alloc_bulk(
     nr_folios: *mut usize,
 ) -> c_int {
     guard(|| {
+        // SAFETY: the C contract: NULL, or room for `count` folios and for a count.
+        let mut bulk = unsafe { Bulk::new(folios, count, nr_folios) }?;
+        let order = self::order(order)?;
+        let options = options(flags, Purpose::Folio(order))?;
+        let pool = POOLS.get(pool)?;
+        while !bulk.is_full() {
+            match pool.alloc_folio(order, options) {
+                Ok(folio) => bulk.push(folio),
+                Err(error) => return bulk.end(alloc_failure(&error)),
+            }
+        }
+        bulk.hand_out();
+        Ok(())
+    })
+}
+
+/// Where a call puts folios that it hands out in bulk.
+pub(crate) struct Bulk {
+    folios: *mut DaxtierFolio,
+    nr_folios: *mut usize,
+    capacity: usize,
+    got: usize,
+}
+
+impl Bulk {
+    /// Checks the outputs of such a call.
+    ///
+    /// # Errors
+    /// `DAXTIER_ENULL`, or `DAXTIER_EINVAL` for a count of 0.
+    ///
+    /// # Safety
+    /// Each is NULL or has room, `folios` for `count` elements, until the `Bulk` is gone.
+    pub(crate) unsafe fn new(
+        folios: *mut DaxtierFolio,
+        count: usize,
+        nr_folios: *mut usize,
+    ) -> Result<Bulk, Failure> {
         non_null(folios, "folios")?;
         non_null(nr_folios, "nr_folios")?;
         if count == 0 {
             return Err(failure!(DAXTIER_EINVAL, "count is 0"));
         }
-        let order = self::order(order)?;
-        let options = options(flags, Purpose::Folio(order))?;
-        let pool = POOLS.get(pool)?;
-        let mut got = 0;
-        while got < count {
-            match pool.alloc_folio(order, options) {
-                Ok(folio) => {
-                    // SAFETY: the C contract: room for `count` folios, and `got` is below that.
-                    let out = unsafe { folios.add(got) };
-                    // SAFETY: as above.
-                    unsafe { out.write(folio.into_raw().to_bits()) };
-                    got += 1;
-                }
-                Err(error) if got == 0 => return Err(alloc_failure(&error)),
-                Err(_) => break,
-            }
+        Ok(Bulk { folios, nr_folios, capacity: count, got: 0 })
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.got == self.capacity
+    }
+
+    /// Hands a folio out.
+    ///
+    /// # Panics
+    /// When there are more than were asked for.
+    pub(crate) fn push(&mut self, folio: Folio) {
+        assert!(!self.is_full(), "no more folios come than were asked for");
+        // SAFETY: there is room for `capacity` folios, as `new` was told, and `got` is below that.
+        let out = unsafe { self.folios.add(self.got) };
+        // SAFETY: as above.
+        unsafe { out.write(folio.into_raw().to_bits()) };
+        self.got += 1;
+    }
+
+    /// Ends the call with a refusal, which is a success with fewer folios if there was one at all.
+    pub(crate) fn end(self, failure: Failure) -> Result<(), Failure> {
+        if self.got == 0 {
+            return Err(failure);
         }
-        // SAFETY: the C contract: room for a count; checked not to be NULL.
-        unsafe { nr_folios.write(got) };
+        self.hand_out();
         Ok(())
-    })
+    }
+
+    /// Says how many folios there are.
+    pub(crate) fn hand_out(self) {
+        // SAFETY: there is room for a count, as `new` was told.
+        unsafe { self.nr_folios.write(self.got) };
+    }
 }
 
 /// Adds a reference to a folio that the caller has a reference to.
@@ -359,14 +409,6 @@ fn raw_of(info: &FolioInfo) -> DaxtierFolio {
         let _ = raw.put();
         raw.to_bits()
     })
-}
-
-/// Clears a folio that nobody else has seen yet.
-pub(crate) fn zeroed(mut folio: Folio) -> Result<Folio, Failure> {
-    if !folio.zero() {
-        folio.address().map_err(|error| folio_failure(&error))?;
-    }
-    Ok(folio)
 }
 
 /// Returns the code of a refusal.

@@ -2,7 +2,7 @@
 
 use crate::alloc::{Purpose, options};
 use crate::error::*;
-use crate::pool::{DAXTIER_DEFAULT_POOL, DaxtierPool, POOLS, alloc_failure, foreign, non_null};
+use crate::pool::{DAXTIER_DEFAULT_POOL, DaxtierPool, POOLS, alloc_failure, non_null, not_a_block};
 use crate::runtime;
 use daxtier_core::runtime::Advice;
 use std::ffi::{c_int, c_void};
@@ -55,8 +55,8 @@ pub unsafe extern "C" fn daxtier_malloc(
 /// Threads: any number at once, for different blocks. Blocks: as daxtier_malloc(). After fork: works on the child's
 /// own copy. Signal handlers: not allowed. Lifetime: with success the old address ends, even where the new one
 /// equals it; on failure the old block is untouched and still the caller's.
-/// Returns 0; DAXTIER_EINVAL for size 0; DAXTIER_EFOREIGN when no block begins at `old`; the codes of
-/// daxtier_malloc().
+/// Returns 0; DAXTIER_EINVAL for size 0; DAXTIER_ESTALE when the block at `old` was freed before; DAXTIER_EFOREIGN when
+/// no block begins there; the codes of daxtier_malloc().
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn daxtier_realloc(
     pool: DaxtierPool,
@@ -99,12 +99,15 @@ pub unsafe extern "C" fn daxtier_realloc(
 /// Frees a block. NULL is allowed and does nothing. Takes DAXTIER_DEFAULT_POOL: the block may then be of any pool of
 /// the process, the preload library's and other copies' included.
 ///
-/// A pointer to anything that is no block (the stack, memory of the C library) is refused, as is the second free of
-/// a block where it can be told; a program must not count on that.
+/// A pointer to anything that is no block is refused, with no harm done: memory of others, an address inside a block, a
+/// block that was freed before. Three mistakes are not told: a second free after the memory went into other blocks,
+/// two frees at the same time, and an address inside a block, at a multiple of 16, near blocks of a larger
+/// alignment.
 ///
 /// Threads: any number at once, for different blocks; any thread may free a block. Blocks: no, but for short locks.
 /// After fork: frees the child's own copy. Signal handlers: not allowed. Lifetime: the block ends with success.
-/// Returns 0; DAXTIER_EFOREIGN; DAXTIER_EHANDLE.
+/// Returns 0; DAXTIER_ESTALE for a block that was freed before; DAXTIER_EFOREIGN when no block begins there;
+/// DAXTIER_EHANDLE.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn daxtier_free(pool: DaxtierPool, block: *mut c_void) -> c_int {
     guard(|| {
@@ -112,7 +115,7 @@ pub unsafe extern "C" fn daxtier_free(pool: DaxtierPool, block: *mut c_void) -> 
         let Some(block) = NonNull::new(block.cast::<u8>()) else { return Ok(()) };
         match owner.or_else(|| runtime::pool_of(block)) {
             // SAFETY: the C contract: a block of the caller's that nobody uses any more.
-            Some(pool) => unsafe { pool.free(block) }.map_err(|_| foreign(block.as_ptr())),
+            Some(pool) => unsafe { pool.free(block) }.map_err(|error| not_a_block(&error)),
             // SAFETY: as above.
             None => unsafe { runtime::foreign_free(block) },
         }
@@ -124,7 +127,8 @@ pub unsafe extern "C" fn daxtier_free(pool: DaxtierPool, block: *mut c_void) -> 
 ///
 /// Threads: any number at once. Blocks: no. After fork: works. Signal handlers: not allowed. Lifetime: the answer
 /// holds until the block is freed or resized.
-/// Returns 0; DAXTIER_EFOREIGN when no block begins there; DAXTIER_EHANDLE; DAXTIER_ENULL.
+/// Returns 0; DAXTIER_ESTALE for a block that was freed; DAXTIER_EFOREIGN when no block begins there; DAXTIER_EHANDLE;
+/// DAXTIER_ENULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn daxtier_usable_size(
     pool: DaxtierPool,
@@ -137,7 +141,7 @@ pub unsafe extern "C" fn daxtier_usable_size(
         let address = block.cast_mut().cast::<u8>();
         let block = NonNull::new(address).ok_or_else(|| failure!(DAXTIER_ENULL, "block is NULL"))?;
         let len_bytes = match owner.or_else(|| runtime::pool_of(block)) {
-            Some(pool) => pool.usable_size(block).map_err(|_| foreign(address))?,
+            Some(pool) => pool.usable_size(block).map_err(|error| not_a_block(&error))?,
             None => runtime::foreign_usable_size(block)?,
         };
         // SAFETY: the C contract: room for a size; checked not to be NULL.

@@ -20,6 +20,7 @@ mod error;
 mod folio;
 mod handle;
 mod heap;
+mod migrate;
 mod pgmap;
 mod pool;
 mod runtime;

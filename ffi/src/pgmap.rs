@@ -6,12 +6,12 @@
 
 use crate::alloc::{Purpose, options, order};
 use crate::error::*;
-use crate::folio::{DaxtierFolio, DaxtierFolioInfo, FolioList, folio_failure, zeroed};
+use crate::folio::{Bulk, DaxtierFolio, DaxtierFolioInfo, FolioList, folio_failure};
 use crate::handle::Table;
 use crate::pool::non_null;
 use crate::sized::{self, SizedStruct};
 use crate::text;
-use daxtier_core::device;
+use daxtier_core::device::{self, DaxOptions};
 use daxtier_core::folio::{FolioFree, FreedFolio};
 use daxtier_core::pgmap::{DrainError, OffsetTracking, Pgmap, PgmapError, PgmapOptions, PgmapState};
 use daxtier_core::runtime::config::SlowSpec;
@@ -85,9 +85,14 @@ pub struct DaxtierPgmapOptions {
     pub min_order: u32,
     /// DAXTIER_OFFSETS_PROVIDED or DAXTIER_OFFSETS_OWN.
     pub offsets: u32,
+    /// 1 when freed folios keep their memory, for the next folio in their place; 0 when it goes back to the system. Memory
+    /// of device-dax, and of folios below order 9, is always kept.
+    pub retain_memory: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
-// SAFETY: repr(C); five words and two halves leave no padding; all zeroes are NULL, None and 0.
+// SAFETY: repr(C); five words and four halves leave no padding; all zeroes are NULL, None and 0.
 unsafe impl SizedStruct for DaxtierPgmapOptions {
     const NAME: &'static str = "daxtier_pgmap_options";
     const FIRST_SIZE: usize = 48;
@@ -127,17 +132,19 @@ pub struct DaxtierPgmapStats {
     pub name: [c_char; 64],
     /// Name of the device, such as "/dev/dax0.0"; cut where it is longer.
     pub device: [c_char; 128],
+    /// Bytes that are free and zero already, see daxtier_pgmap_keep_zeroed().
+    pub prezeroed_bytes: u64,
 }
 
-// SAFETY: repr(C); 29 words, two halves, texts of 64 and 128 leave no padding; integers only.
+// SAFETY: repr(C); 30 words, two halves, texts of 64 and 128 leave no padding; integers only.
 unsafe impl SizedStruct for DaxtierPgmapStats {
     const NAME: &'static str = "daxtier_pgmap_stats";
     const FIRST_SIZE: usize = 432;
 }
 
 const _: () = {
-    assert!(size_of::<DaxtierPgmapOptions>() == DaxtierPgmapOptions::FIRST_SIZE);
-    assert!(size_of::<DaxtierPgmapStats>() == DaxtierPgmapStats::FIRST_SIZE);
+    assert!(size_of::<DaxtierPgmapOptions>() == DaxtierPgmapOptions::FIRST_SIZE + 8);
+    assert!(size_of::<DaxtierPgmapStats>() == DaxtierPgmapStats::FIRST_SIZE + 8);
 };
 
 /// The pgmaps that C has open, by the core's numbers.
@@ -153,7 +160,8 @@ static PGMAPS: Table<Pgmap> = Table::new(0xD2, "pgmap");
 /// Signal handlers: not allowed. Lifetime: `device`, `options` and its name are not used after the call, `context` is
 /// until daxtier_pgmap_close() succeeds.
 /// Returns 0; DAXTIER_ENULL; DAXTIER_ECONFIG for a device that cannot be read; DAXTIER_ENODEV, DAXTIER_EBUSY or another
-/// negative errno value when it cannot be had; DAXTIER_ESIZE; DAXTIER_E2BIG; DAXTIER_EORDER; DAXTIER_ECHOICE.
+/// negative errno value when it cannot be had; DAXTIER_ESIZE; DAXTIER_E2BIG; DAXTIER_EORDER; DAXTIER_ECHOICE;
+/// DAXTIER_EINVAL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn daxtier_pgmap_open(
     device: *const c_char,
@@ -170,8 +178,9 @@ pub unsafe extern "C" fn daxtier_pgmap_open(
         // SAFETY: the C contract, again for the name in the options.
         let mut options = unsafe { pgmap_options(options) }?;
         options.limit_pages = smaller(options.limit_pages, spec.size.map(|bytes| bytes / PAGE_SIZE as u64));
-        let device = device::open(&spec.device, spec.size, spec.range)
-            .map_err(|error| Failure::errno(error.errno(), format_args!("{error}")))?;
+        let device =
+            device::open(&spec.device, spec.size, DaxOptions { range: spec.range, force: spec.force })
+                .map_err(|error| Failure::errno(error.errno(), format_args!("{error}")))?;
         register_fork_handlers();
         let opened = Pgmap::bind(device, options).map_err(|error| pgmap_failure(&error))?;
         let handle = PGMAPS.insert_at(opened.id(), opened)?;
@@ -244,6 +253,29 @@ pub extern "C" fn daxtier_pgmap_close(pgmap: DaxtierPgmap) -> c_int {
     })
 }
 
+/// Keeps up to `count` folios of order 9 (2 MiB) ready that are zero already, for requests with DAXTIER_ZERO; a pool's
+/// pgmap included. A thread of the library clears free memory for it in the background. 0 ends it.
+///
+/// What is ready counts as free, and a request that finds nothing else gets it; it does occupy memory of the machine. The
+/// figure `prezeroed_bytes` says how much is ready now.
+///
+/// Threads: any number at once. Blocks: for the time that it takes to clear one folio. After fork: nothing is ready in
+/// the child; the call returns DAXTIER_EFORKED for the parent's pgmaps. Signal handlers: not allowed. Lifetime: until
+/// the next call or the end of the pgmap.
+/// Returns 0; DAXTIER_ENOTSUP for a pgmap whose offsets the caller tracks; DAXTIER_EORDER when it has no folios of
+/// order 9; DAXTIER_EDYING; DAXTIER_EFORKED; DAXTIER_EHANDLE; another negative errno value when the thread is refused.
+#[unsafe(no_mangle)]
+pub extern "C" fn daxtier_pgmap_keep_zeroed(pgmap: DaxtierPgmap, count: usize) -> c_int {
+    guard(|| {
+        with_any(pgmap, |pgmap| {
+            if pgmap.state() == PgmapState::Forked {
+                return Err(failure!(DAXTIER_EFORKED, "pgmap {} is the parent process's", pgmap.name()));
+            }
+            pgmap.keep_zeroed(count).map_err(|error| folio_failure(&error))
+        })
+    })
+}
+
 /// Writes figures of a pgmap, a pool's included.
 ///
 /// Threads: any number at once. Blocks: briefly, on the pgmap's locks. After fork: works; the state is
@@ -281,32 +313,23 @@ pub unsafe extern "C" fn daxtier_pgmap_alloc(
     nr_folios: *mut usize,
 ) -> c_int {
     guard(|| {
-        non_null(folios, "folios")?;
-        non_null(nr_folios, "nr_folios")?;
-        if count == 0 {
-            return Err(failure!(DAXTIER_EINVAL, "count is 0"));
-        }
+        // SAFETY: the C contract: NULL, or room for `count` folios and for a count.
+        let mut bulk = unsafe { Bulk::new(folios, count, nr_folios) }?;
         let order = self::order(order)?;
         let options = options(flags, Purpose::PgmapFolio)?;
-        let mut got = Vec::new();
         with_any(pgmap, |pgmap| {
-            let allocated = pgmap.alloc_folios(order, options.lifetime, count, &mut |folio| got.push(folio));
-            // Some folios and then a refusal is a success with fewer.
-            if got.is_empty() { allocated.map(drop).map_err(|error| folio_failure(&error)) } else { Ok(()) }
-        })?;
-        if options.zero {
-            got = got.into_iter().map(zeroed).collect::<Result<_, _>>()?;
-        }
-        let nr_got = got.len();
-        for (at, folio) in got.into_iter().enumerate() {
-            // SAFETY: the C contract: room for `count` folios, and there are no more than that.
-            let out = unsafe { folios.add(at) };
-            // SAFETY: as above.
-            unsafe { out.write(folio.into_raw().to_bits()) };
-        }
-        // SAFETY: the C contract: room for a count; checked not to be NULL.
-        unsafe { nr_folios.write(nr_got) };
-        Ok(())
+            let mut out = |folio| bulk.push(folio);
+            let allocated = if options.zero {
+                pgmap.alloc_folios_zeroed(order, options.lifetime, count, &mut out)
+            } else {
+                pgmap.alloc_folios(order, options.lifetime, count, &mut out)
+            };
+            match allocated {
+                Ok(_) => bulk.hand_out(),
+                Err(error) => return bulk.end(folio_failure(&error)),
+            }
+            Ok(())
+        })
     })
 }
 
@@ -380,12 +403,20 @@ unsafe fn pgmap_options(options: Option<DaxtierPgmapOptions>) -> Result<PgmapOpt
         // SAFETY: the caller argued it.
         unsafe { text::read(options.name, "name") }?
     };
+    let retain_memory = match options.retain_memory {
+        flag @ 0..=1 => flag == 1,
+        other => return Err(failure!(DAXTIER_ECHOICE, "retain_memory is {other}: use 0 or 1")),
+    };
+    if options.reserved != 0 {
+        return Err(failure!(DAXTIER_EINVAL, "reserved is {}: it must be 0", options.reserved));
+    }
     let context = options.context;
     Ok(PgmapOptions {
         name: name.to_owned(),
         min_order: order(options.min_order)?,
         limit_pages: (options.limit_pages > 0).then_some(options.limit_pages),
         offsets,
+        retain_memory,
         on_free: options
             .on_free
             .map(|function| Arc::new(Callback { function, context }) as Arc<dyn FolioFree>),
@@ -444,6 +475,7 @@ impl DaxtierPgmapStats {
             min_order: pgmap.min_order().get().into(),
             name: text::field(pgmap.name()),
             device: text::field(pgmap.device().name()),
+            prezeroed_bytes: figures.prezeroed_bytes,
         }
     }
 }

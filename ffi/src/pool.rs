@@ -13,8 +13,7 @@ use crate::text;
 use daxtier_core::folio::FolioError;
 use daxtier_core::runtime::config::Config;
 use daxtier_core::runtime::link::{LinkPlacement, LinkTierStats, field_text};
-use daxtier_core::runtime::stats::TierStats;
-use daxtier_core::runtime::{AllocError, CloseError, ForeignPointer, Placement, Pool, PoolError};
+use daxtier_core::runtime::{AllocError, CloseError, NotABlock, Placement, Pool, PoolError};
 use std::ffi::{c_char, c_int, c_void};
 
 /// A pool: tiers, a placement policy and a heap. The number of a closed pool is never given again. 0 stands for the
@@ -229,7 +228,8 @@ pub unsafe extern "C" fn daxtier_tier_stats(
             DaxtierTierStats::from(&runtime::default_tier_stats(tier)?.ok_or_else(past_the_last)?)
         } else {
             let figures = POOLS.get(pool)?.stats();
-            DaxtierTierStats::from(figures.tiers.get(tier as usize).ok_or_else(past_the_last)?)
+            let tier = figures.tiers.get(tier as usize).ok_or_else(past_the_last)?;
+            DaxtierTierStats::from(&LinkTierStats::from(tier))
         };
         // SAFETY: `size` bytes are there, as the structure says itself.
         unsafe { sized::write(stats, size, &value) };
@@ -271,15 +271,8 @@ pub unsafe extern "C" fn daxtier_where(
 
 impl From<&Placement> for DaxtierPlacement {
     fn from(found: &Placement) -> DaxtierPlacement {
-        DaxtierPlacement {
-            size: size_of::<DaxtierPlacement>(),
-            pgmap: pgmap::number_of(found.pgmap),
-            offset: found.offset,
-            tier: found.tier as u32,
-            order: found.order.get().into(),
-            tier_name: text::field(found.tier_name),
-            device: text::field(&found.device),
-        }
+        let pgmap = pgmap::number_of(found.pgmap);
+        DaxtierPlacement { pgmap, ..DaxtierPlacement::from(&LinkPlacement::from(found)) }
     }
 }
 
@@ -294,23 +287,6 @@ impl From<&LinkPlacement> for DaxtierPlacement {
             order: found.order,
             tier_name: text::field(field_text(&found.tier_name)),
             device: text::field(field_text(&found.device)),
-        }
-    }
-}
-
-impl From<&TierStats> for DaxtierTierStats {
-    fn from(tier: &TierStats) -> DaxtierTierStats {
-        DaxtierTierStats {
-            size: size_of::<DaxtierTierStats>(),
-            name: text::field(&tier.name),
-            kind: text::field(&tier.kind),
-            capacity_bytes: tier.capacity_bytes,
-            used_bytes: tier.used_bytes,
-            peak_bytes: tier.peak_bytes,
-            metadata_bytes: tier.metadata_bytes,
-            allocations: tier.allocations,
-            failures: tier.failures,
-            folios_by_order: tier.folios_by_order,
         }
     }
 }
@@ -342,6 +318,13 @@ pub(crate) fn foreign(address: *const u8) -> Failure {
     failure!(DAXTIER_EFOREIGN, "{:#x} is not memory of this pool", address.addr())
 }
 
+pub(crate) fn not_a_block(error: &NotABlock) -> Failure {
+    match error {
+        NotABlock::Freed { .. } => failure!(DAXTIER_ESTALE, "{error}"),
+        _ => failure!(DAXTIER_EFOREIGN, "{error}"),
+    }
+}
+
 fn pool_failure(error: &PoolError) -> Failure {
     match error {
         PoolError::Config(_) => failure!(DAXTIER_ECONFIG, "{error}"),
@@ -352,7 +335,7 @@ fn pool_failure(error: &PoolError) -> Failure {
 pub(crate) fn alloc_failure(error: &AllocError) -> Failure {
     match error {
         AllocError::Alignment { .. } => failure!(DAXTIER_EALIGN, "{error}"),
-        AllocError::Foreign(ForeignPointer { .. }) => failure!(DAXTIER_EFOREIGN, "{error}"),
+        AllocError::NotABlock(error) => not_a_block(error),
         AllocError::NoSuchTier { .. } => failure!(DAXTIER_ENODEV, "{error}"),
         AllocError::Exhausted { refusal, .. } => match refusal {
             None | Some(FolioError::Exhausted { .. } | FolioError::LimitReached { .. }) => {

@@ -8,9 +8,7 @@ use crate::error::*;
 use crate::pool::{POOLS, foreign};
 use crate::version::DAXTIER_VERSION_NUMBER;
 use daxtier_core::runtime::Pool;
-use daxtier_core::runtime::link::{
-    self, Errno, LinkPlacement, LinkTierStats, Runtime, RuntimeV1, text_field,
-};
+use daxtier_core::runtime::link::{self, Errno, LinkPlacement, LinkTierStats, Runtime, RuntimeV1};
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
@@ -40,7 +38,8 @@ impl Runtime for Library {
     }
 
     fn usable_size(ptr: NonNull<u8>) -> Result<usize, Errno> {
-        pool_of(ptr).and_then(|pool| pool.usable_size(ptr).ok()).ok_or(libc::EINVAL)
+        let pool = pool_of(ptr).ok_or(libc::EINVAL)?;
+        pool.usable_size(ptr).map_err(|error| error.errno())
     }
 
     fn malloc(_size: usize, _align: usize, _flags: u64) -> Result<NonNull<u8>, Errno> {
@@ -58,18 +57,11 @@ impl Runtime for Library {
     unsafe fn free(ptr: NonNull<u8>) -> Result<(), Errno> {
         let pool = pool_of(ptr).ok_or(libc::EINVAL)?;
         // SAFETY: the caller has the same duties.
-        unsafe { pool.free(ptr) }.map_err(|_| libc::EINVAL)
+        unsafe { pool.free(ptr) }.map_err(|error| error.errno())
     }
 
     fn where_is(ptr: *const u8) -> Option<LinkPlacement> {
-        POOLS.find_map(|_, pool| pool.where_is(ptr)).map(|found| LinkPlacement {
-            tier: found.tier as u32,
-            order: found.order.get().into(),
-            pgmap: found.pgmap.into(),
-            offset: found.offset,
-            tier_name: text_field(found.tier_name),
-            device: text_field(&found.device),
-        })
+        POOLS.find_map(|_, pool| pool.where_is(ptr)).map(|found| LinkPlacement::from(&found))
     }
 
     fn tier_stats(_tier: u32) -> Option<LinkTierStats> {

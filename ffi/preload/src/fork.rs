@@ -1,4 +1,4 @@
-//! fork, which is refused beforehand when the child could not be given its copy of slow memory.
+//! fork, which fails where the child could not be given its copy of slow memory.
 
 use crate::foreign::next_symbol;
 use libc::{c_void, pid_t};
@@ -18,12 +18,12 @@ pub(crate) unsafe extern "C" fn fork() -> pid_t {
         // SAFETY: the C library's function has this signature; NULL becomes None.
         unsafe { std::mem::transmute::<*mut c_void, Option<Fork>>(found) }
     });
-    let errno = match next {
-        None => libc::ENOSYS,
-        Some(_) if !daxtier::preload::can_fork() => libc::ENOMEM,
+    match next {
         // SAFETY: the caller's argument carries over.
-        Some(next) => return unsafe { next() },
-    };
-    crate::set_errno(errno);
-    -1
+        Some(next) => unsafe { daxtier::preload::fork(next) },
+        None => {
+            crate::set_errno(libc::ENOSYS);
+            -1
+        }
+    }
 }

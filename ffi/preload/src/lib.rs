@@ -2,12 +2,20 @@
 //!
 //! The C allocation functions, each a line or two over the process's pool. A pointer that is not the library's own
 //! (from before it was loaded, from another copy of the C library) is left to its owner: `free` ignores it,
-//! `realloc` copies it. Nothing is ever torn down: programs free until after their exit handlers.
+//! `realloc` copies it. Nothing is ever torn down: programs free until after their exit handlers. Besides, `memory` stands in
+//! for calls that a program may make on its blocks, `descriptors` for those that could close the library's own, `fork` for the
+//! function of that name and `exit` for those that end a program without its exit handlers; `next` has what they stand in
+//! for.
 
+mod descriptors;
+mod exit;
 mod foreign;
 mod fork;
+mod memory;
+mod next;
 mod private;
 
+use daxtier::NotABlock;
 use daxtier::preload as process;
 use daxtier::runtime::link::RuntimeV1;
 use daxtier::runtime::own::OwnRuntime;
@@ -24,6 +32,7 @@ static PRIVATE: private::PrivateHeap = private::PrivateHeap;
 #[unsafe(link_section = ".init_array")]
 static OPEN: extern "C" fn() = {
     extern "C" fn open() {
+        next::look_up();
         process::pool();
     }
     open
@@ -42,15 +51,15 @@ pub static daxtier_runtime_v1: RuntimeV1 =
 /// Allocates `size` bytes. See malloc(3).
 #[unsafe(no_mangle)]
 pub extern "C" fn malloc(size: size_t) -> *mut c_void {
-    or_enomem(process::alloc(size, MIN_ALIGN, false))
+    process::alloc(size, MIN_ALIGN, false).cast()
 }
 
 /// Allocates `count` times `size` zero bytes. See calloc(3).
 #[unsafe(no_mangle)]
 pub extern "C" fn calloc(count: size_t, size: size_t) -> *mut c_void {
     match count.checked_mul(size) {
-        Some(total) => or_enomem(process::alloc(total, MIN_ALIGN, true)),
-        None => or_enomem(ptr::null_mut()),
+        Some(total) => process::alloc(total, MIN_ALIGN, true).cast(),
+        None => too_large(),
     }
 }
 
@@ -60,12 +69,23 @@ pub extern "C" fn calloc(count: size_t, size: size_t) -> *mut c_void {
 /// `block` is NULL, or a live block of any allocator of the process that nobody uses any more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn free(block: *mut c_void) {
-    if let Some(block) = NonNull::new(block.cast()) {
-        // SAFETY: the caller argued it.
-        if unsafe { process::free(block) }.is_err() {
-            // SAFETY: as above.
-            unsafe { foreign::free(block.as_ptr().cast()) };
-        }
+    // SAFETY: the caller argued it.
+    unsafe { process::free_or(block.cast(), free_slow) };
+}
+
+/// Frees what the shortest path does not.
+///
+/// # Safety
+/// As for `free`.
+#[inline(never)]
+unsafe extern "C" fn free_slow(block: *mut u8) {
+    let Some(block) = NonNull::new(block) else { return };
+    // SAFETY: the caller argued it.
+    match unsafe { process::free(block) } {
+        Ok(()) => {}
+        // SAFETY: as above.
+        Err(NotABlock::Foreign { .. }) => unsafe { foreign::free(block.as_ptr().cast()) },
+        Err(error) => process::complain(error),
     }
 }
 
@@ -88,8 +108,8 @@ pub unsafe extern "C" fn realloc(block: *mut c_void, size: size_t) -> *mut c_voi
     let Some(old) = NonNull::new(block.cast::<u8>()) else { return malloc(size) };
     // SAFETY: the caller argued it.
     match unsafe { process::realloc(old, size, MIN_ALIGN) } {
-        Ok(fresh) => or_enomem(fresh),
-        Err(_) => {
+        Ok(fresh) => fresh.cast(),
+        Err(NotABlock::Foreign { .. }) => {
             let fresh = malloc(size);
             if let Some(fresh) = NonNull::new(fresh.cast::<u8>()) {
                 let keep = foreign::usable_size(block).min(size);
@@ -99,6 +119,11 @@ pub unsafe extern "C" fn realloc(block: *mut c_void, size: size_t) -> *mut c_voi
                 unsafe { foreign::free(block) };
             }
             fresh
+        }
+        Err(error) => {
+            process::complain(error);
+            set_errno(libc::EINVAL);
+            ptr::null_mut()
         }
     }
 }
@@ -134,7 +159,7 @@ pub extern "C" fn memalign(align: size_t, size: size_t) -> *mut c_void {
         set_errno(libc::EINVAL);
         return ptr::null_mut();
     }
-    or_enomem(process::alloc(size, align.max(MIN_ALIGN), false))
+    process::alloc(size, align.max(MIN_ALIGN), false).cast()
 }
 
 /// Allocates `size` bytes at a multiple of the page size. See valloc(3).
@@ -148,7 +173,7 @@ pub extern "C" fn valloc(size: size_t) -> *mut c_void {
 pub extern "C" fn pvalloc(size: size_t) -> *mut c_void {
     match size.checked_next_multiple_of(PAGE) {
         Some(pages) => memalign(PAGE, pages.max(PAGE)),
-        None => or_enomem(ptr::null_mut()),
+        None => too_large(),
     }
 }
 
@@ -162,12 +187,11 @@ pub unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> size_t {
         .map_or(0, |known| process::usable_size(known).unwrap_or_else(|_| foreign::usable_size(block)))
 }
 
-#[inline(always)]
-fn or_enomem(block: *mut u8) -> *mut c_void {
-    if block.is_null() {
-        set_errno(libc::ENOMEM);
-    }
-    block.cast()
+/// Refuses a size that no number holds.
+#[cold]
+fn too_large() -> *mut c_void {
+    set_errno(libc::ENOMEM);
+    ptr::null_mut()
 }
 
 #[cold]

@@ -61,6 +61,68 @@ static void arguments_are_checked(daxtier_pool pool)
     free(block);
 }
 
+/* Nothing changes with a refusal: blocks on both sides keep their bytes and are freed once. */
+static void wrong_frees_are_refused(daxtier_pool pool)
+{
+    static const size_t sizes[] = {1, 16, 40, 1000, 5000, 60000, 300000};
+    void *block, *left, *right, *fresh = NULL, *aligned;
+    void *many[2000];
+    size_t i, at, size;
+
+    for (i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        size = sizes[i];
+        CHECK_OK(daxtier_malloc(pool, size, 0, 0, &left));
+        CHECK_OK(daxtier_malloc(pool, size, 0, 0, &block));
+        CHECK_OK(daxtier_malloc(pool, size, 0, 0, &right));
+        memset(left, 0x21, size);
+        memset(right, 0x22, size);
+        CHECK_CODE(daxtier_free(pool, (char *)block + 8), DAXTIER_EFOREIGN);
+        CHECK_CODE(daxtier_free(pool, (char *)block + size / 2 + 1), DAXTIER_EFOREIGN);
+        CHECK_CODE(daxtier_realloc(pool, (char *)block + 8, 100, 0, 0, &fresh), DAXTIER_EFOREIGN);
+        CHECK_CODE(daxtier_usable_size(pool, (char *)block + 8, &at), DAXTIER_EFOREIGN);
+        CHECK_OK(daxtier_free(pool, block));
+        /* A large block may take its memory with it, which is then foreign. */
+        if (size <= 5000)
+            CHECK_CODE(daxtier_free(pool, block), DAXTIER_ESTALE);
+        CHECK(daxtier_free(pool, block) != DAXTIER_OK);
+        CHECK(daxtier_realloc(pool, block, size * 2, 0, 0, &fresh) != DAXTIER_OK);
+        CHECK(daxtier_usable_size(pool, block, &at) != DAXTIER_OK);
+        CHECK(daxtier_last_error()[0] != '\0' && fresh == NULL);
+        CHECK(is_filled(left, 0x21, size) && is_filled(right, 0x22, size));
+        CHECK_OK(daxtier_free(pool, left));
+        CHECK_OK(daxtier_free(pool, right));
+    }
+
+    /* Aligned blocks begin inside a larger one. */
+    CHECK_OK(daxtier_malloc(pool, 1000, 4096, 0, &aligned));
+    CHECK_CODE(daxtier_free(pool, (char *)aligned + 8), DAXTIER_EFOREIGN);
+    CHECK_OK(daxtier_free(pool, aligned));
+    CHECK(daxtier_free(pool, aligned) != DAXTIER_OK);
+
+    /* Whole pages of blocks, which go back to their tier: the statistics make the heap let go of them. */
+    for (i = 0; i < 2000; i++)
+        CHECK_OK(daxtier_malloc(pool, 500, 0, 0, &many[i]));
+    for (i = 0; i < 2000; i++)
+        CHECK_OK(daxtier_free(pool, many[i]));
+    for (i = 0; i < 2000; i++)
+        CHECK(daxtier_free(pool, many[i]) != DAXTIER_OK);
+    {
+        struct daxtier_stats stats;
+        PREPARE(stats);
+        CHECK_OK(daxtier_stats(pool, &stats));
+    }
+    for (i = 0; i < 2000; i++)
+        CHECK(daxtier_free(pool, many[i]) != DAXTIER_OK);
+
+    /* What was freed is handed out again, without its mark, and is freed again. */
+    for (at = 0; at < 3; at++) {
+        for (i = 0; i < 2000; i++)
+            CHECK_OK(daxtier_malloc(pool, 500, 0, 0, &many[i]));
+        for (i = 0; i < 2000; i++)
+            CHECK_OK(daxtier_free(pool, many[i]));
+    }
+}
+
 static void blocks_are_as_asked(daxtier_pool pool)
 {
     static const size_t sizes[] = {0, 1, 16, 100, 4096, 100000, 2u << 20, 5u << 20};
@@ -165,6 +227,7 @@ int main(void)
 
     CHECK_OK(daxtier_open("fast=64M slow=emulated:128M", &pool));
     arguments_are_checked(pool);
+    wrong_frees_are_refused(pool);
     blocks_are_as_asked(pool);
     resizing_keeps_the_bytes(pool);
     tiers_are_strict(pool);

@@ -1,5 +1,7 @@
 /* Pgmaps: opening, life cycle, free callbacks. */
+#define _POSIX_C_SOURCE 200809L
 #include "check.h"
+#include <time.h>
 
 struct seen {
     int calls;
@@ -235,6 +237,63 @@ static void a_limit_holds(void)
     CHECK_OK(daxtier_pgmap_close(pgmap));
 }
 
+static uint64_t ready_bytes(daxtier_pgmap pgmap)
+{
+    struct daxtier_pgmap_stats stats;
+
+    PREPARE(stats);
+    CHECK_OK(daxtier_pgmap_stats(pgmap, &stats));
+    return stats.prezeroed_bytes;
+}
+
+static void zeroed_folios_are_kept_ready(void)
+{
+    struct daxtier_pgmap_options options;
+    struct daxtier_folio_info info;
+    daxtier_folio folios[8];
+    const struct timespec millisecond = {0, 1000000};
+    daxtier_pgmap pgmap;
+    size_t got, round, at;
+
+    PREPARE(options);
+    options.retain_memory = 2;
+    CHECK_CODE(daxtier_pgmap_open("emulated:16M", &options, &pgmap), DAXTIER_ECHOICE);
+    options.retain_memory = 1;
+    CHECK_OK(daxtier_pgmap_open("emulated:16M", &options, &pgmap));
+    for (round = 0; round < 3; round++) {
+        /* Cleared when they are asked for, kept ready, and with nothing kept again. */
+        if (round == 1) {
+            CHECK_OK(daxtier_pgmap_keep_zeroed(pgmap, 3));
+            while (ready_bytes(pgmap) != 3 * (2 << 20))
+                nanosleep(&millisecond, NULL);
+        } else if (round == 2) {
+            CHECK_OK(daxtier_pgmap_keep_zeroed(pgmap, 0));
+            CHECK(ready_bytes(pgmap) == 0);
+        }
+        CHECK_OK(daxtier_pgmap_alloc(pgmap, 9, DAXTIER_ZERO, 8, folios, &got));
+        CHECK(got == 8);
+        while (got-- > 0) {
+            const unsigned char *bytes;
+
+            PREPARE(info);
+            CHECK_OK(daxtier_folio_info(folios[got], &info));
+            bytes = (const unsigned char *)info.address;
+            for (at = 0; at < 2 << 20; at += 61)
+                CHECK(bytes[at] == 0);
+            memset(info.address, 0xA5, 2 << 20);
+            CHECK_OK(daxtier_folio_put(folios[got]));
+        }
+    }
+    CHECK_OK(daxtier_pgmap_close(pgmap));
+    CHECK_CODE(daxtier_pgmap_keep_zeroed(pgmap, 1), DAXTIER_EHANDLE);
+
+    PREPARE(options);
+    options.offsets = DAXTIER_OFFSETS_OWN;
+    CHECK_OK(daxtier_pgmap_open("emulated:16M", &options, &pgmap));
+    CHECK_CODE(daxtier_pgmap_keep_zeroed(pgmap, 1), DAXTIER_ENOTSUP);
+    CHECK_OK(daxtier_pgmap_close(pgmap));
+}
+
 int main(void)
 {
     wrong_devices_and_options_are_refused();
@@ -244,5 +303,6 @@ int main(void)
     a_closed_pgmap_is_refused();
     a_pools_pgmap_is_the_pools();
     a_limit_holds();
+    zeroed_folios_are_kept_ready();
     return 0;
 }
