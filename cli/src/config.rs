@@ -127,6 +127,7 @@ mod tests {
             "policy    fill         default (DAXTIER_POLICY)",
             "stats     none         default (DAXTIER_STATS)",
             "on_error  stop         default (DAXTIER_ON_ERROR)",
+            "migrate   on           default (DAXTIER_MIGRATE)",
             "",
         ];
         assert_eq!(text, lines.join("\n"));

@@ -17,6 +17,8 @@ mod generate;
 mod list;
 mod print;
 mod run;
+mod scrub;
+mod selftest;
 mod stat;
 #[cfg(test)]
 #[path = "../../tests/fixtures/tree.rs"]
@@ -41,7 +43,9 @@ enum Command {
     List(list::Args),
     Doctor(doctor::Args),
     Allow(allow::Args),
+    Scrub(scrub::Args),
     Config(config::Args),
+    Selftest(selftest::Args),
     #[command(hide = true)]
     Completions(generate::CompletionsArgs),
     #[command(hide = true)]
@@ -62,7 +66,9 @@ fn start(words: Vec<OsString>) -> ExitCode {
         Command::List(args) => list::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Allow(args) => allow::run(args),
+        Command::Scrub(args) => scrub::run(args),
         Command::Config(args) => config::run(args),
+        Command::Selftest(args) => selftest::run(args),
         Command::Completions(args) => generate::completions(args),
         Command::Man(args) => generate::man(args),
     }

@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// How much fast memory to use: a size such as 512M, or a share of what is available such as 50% [default: 80%]
     #[arg(long, value_name = "SIZE")]
     fast: Option<String>,
-    /// A slow device: /dev/daxX.Y, emulated:SIZE or node:N[:SIZE], with [,size=SIZE][,range=OFFSET+LENGTH]; may be
+    /// A slow device: /dev/daxX.Y, emulated:SIZE or node:N[:SIZE], with [,size=SIZE][,range=OFFSET+LENGTH][,force]; may be
     /// repeated
     #[arg(long, value_name = "DEV")]
     pub(crate) slow: Vec<String>,
