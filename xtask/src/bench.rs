@@ -6,7 +6,11 @@
 
 mod bind;
 mod contest;
+mod core;
+mod fork;
+mod migrate;
 mod preload;
+mod zero;
 
 use crate::json::Json;
 use crate::process::target_dir;
@@ -36,9 +40,29 @@ const SUITES: &[Suite] = &[
         run: bind::run,
     },
     Suite {
+        name: "core",
+        about: "offsets, references, fragmentation and metadata of the folio core, beside other allocators and counts",
+        run: core::run,
+    },
+    Suite {
+        name: "fork",
+        about: "fork with memory on an emulated device, beside a copy of the same bytes and a fork with ordinary memory",
+        run: fork::run,
+    },
+    Suite {
+        name: "migrate",
+        about: "moving 2 MiB between DRAM and an emulated device, beside copies of the same bytes and mprotect with SIGSEGV",
+        run: migrate::run,
+    },
+    Suite {
         name: "preload",
         about: "malloc through the preload library with DRAM only, against the mimalloc that it is built on",
         run: preload::run,
+    },
+    Suite {
+        name: "zero",
+        about: "2 MiB of zeroes, cleared when asked for or ahead, beside a huge page's fault and memset",
+        run: zero::run,
     },
 ];
 
@@ -65,7 +89,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let suite = suite.ok_or_else(|| format!("there is no bench {name:?}; --list shows the names"))?;
     let rows = (suite.run)(rounds)?;
     println!("{}: {}; medians of {rounds} interleaved rounds\n", suite.name, suite.about);
-    print!("{}", markdown(&rows));
+    print!("{}", if suite.name == "core" { markdown_by_bench(&rows) } else { markdown(&rows) });
     let folder = target_dir().join("bench");
     let file = folder.join(format!("{}.json", suite.name));
     std::fs::create_dir_all(&folder)
@@ -77,9 +101,13 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
 
 impl Row {
     /// Returns how many times better we are: the peer's value over ours for times and sizes, the other way round for
-    /// rates.
+    /// rates, shares and speed-ups.
     fn ratio(&self) -> f64 {
-        if self.unit.ends_with("/s") { self.ours / self.peer_value } else { self.peer_value / self.ours }
+        if self.unit.ends_with("/s") || matches!(self.unit.as_str(), "%" | "x") {
+            self.ours / self.peer_value
+        } else {
+            self.peer_value / self.ours
+        }
     }
 
     fn json(&self) -> Json {
@@ -95,6 +123,21 @@ impl Row {
         ];
         Json::Object(members.map(|(name, value)| (name.to_owned(), value)).into())
     }
+}
+
+/// As [`markdown`], with the peers of a bench in one line.
+fn markdown_by_bench(rows: &[Row]) -> String {
+    let mut table =
+        "| bench | threads | ours | unit | peers: theirs (ratio) |\n|---|---:|---:|---|---|\n".to_owned();
+    for peers in rows.chunk_by(|a, b| (&a.bench, a.threads) == (&b.bench, b.threads)) {
+        let Row { bench, threads, ours, unit, .. } = &peers[0];
+        let peers: Vec<String> = peers
+            .iter()
+            .map(|row| format!("{} {:.2} ({:.2})", row.peer, row.peer_value, row.ratio()))
+            .collect();
+        table.push_str(&format!("| {bench} | {threads} | {ours:.2} | {unit} | {} |\n", peers.join(", ")));
+    }
+    table
 }
 
 fn markdown(rows: &[Row]) -> String {
@@ -129,6 +172,17 @@ mod tests {
     fn a_ratio_above_one_means_that_we_win() {
         assert_eq!(row(2.0, 3.0, "ns").ratio(), 1.5);
         assert_eq!(row(3.0, 2.0, "GB/s").ratio(), 1.5);
+        assert_eq!(row(3.0, 2.0, "%").ratio(), 1.5);
+    }
+
+    #[test]
+    fn the_peers_of_a_bench_share_a_line() {
+        let other = Row { peer: "others".to_owned(), ..row(2.0, 1.0, "ns") };
+        let table = markdown_by_bench(&[row(2.0, 3.0, "ns"), other]);
+        assert!(
+            table.ends_with("|\n| pair | 2 | 2.00 | ns | them 3.00 (1.50), others 1.00 (0.50) |\n"),
+            "{table}"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::contest::measure_alone;
 use crate::process::{Task, cargo, target_dir};
 
 /// What is measured, and its limit in the unit that the program prints.
-const LIMITS: &[(&str, f64)] = &[("time", 10.0), ("memory", 4.0)];
+const LIMITS: &[(&str, f64)] = &[("time", 5.0), ("memory", 1.0)];
 
 /// Measures time and memory, each in fresh processes.
 pub(super) fn run(rounds: usize) -> Result<Vec<Row>, String> {

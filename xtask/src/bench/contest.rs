@@ -73,7 +73,7 @@ fn parse(line: &str) -> Option<Value> {
 }
 
 /// Returns the middle value, of an even number the mean of the middle two.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
