@@ -8,7 +8,8 @@ use cbindgen::{Builder, Config, DocumentationStyle, ItemType, Language, SortKey,
 use std::fs;
 
 /// The modules of `ffi/src`, in the order of the header.
-const MODULES: [&str; 8] = ["version", "error", "alloc", "pool", "device", "pgmap", "folio", "heap"];
+const MODULES: [&str; 9] =
+    ["version", "error", "alloc", "pool", "device", "pgmap", "folio", "heap", "migrate"];
 
 /// Columns of the header. Comments come as long as they are in the sources.
 const LINE_LENGTH: usize = 120;
@@ -126,7 +127,7 @@ fn config() -> Config {
 }
 
 /// The types that C sees, by their Rust names.
-const TYPES: [&str; 12] = [
+const TYPES: [&str; 14] = [
     "DaxtierPool",
     "DaxtierPgmap",
     "DaxtierFolio",
@@ -139,6 +140,8 @@ const TYPES: [&str; 12] = [
     "DaxtierPgmapOptions",
     "DaxtierPgmapStats",
     "DaxtierFolioInfo",
+    "DaxtierMove",
+    "DaxtierMigration",
 ];
 
 fn snake_case(name: &str) -> String {

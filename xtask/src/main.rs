@@ -13,6 +13,7 @@ mod process;
 mod setup;
 mod stats;
 mod test;
+mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ const COMMANDS: &[Command] = &[
     Command { name: "demo", about: "run real programs over DRAM and emulated CXL memory", run: demo::run },
     Command { name: "test", about: "run the test suite (--all: the long ones too)", run: test::run },
     Command { name: "bench", about: "measure against a peer (--list names the benches)", run: bench::run },
+    Command { name: "vm", about: "run a command in a guest with an emulated CXL expander", run: vm::run },
     Command { name: "setup", about: "install the system packages that a build needs", run: setup::run },
     Command { name: "check-layers", about: "check that no layer imports one above it", run: layers::run },
     Command { name: "header", about: "write include/daxtier.h (--check: compare it)", run: header::run },

@@ -68,6 +68,15 @@ impl Task {
         if status.success() { Ok(()) } else { Err(self.failed(&status.to_string())) }
     }
 
+    /// Runs to the end in `folder` with output passed through.
+    ///
+    /// # Errors
+    /// As for [`Task::run`].
+    pub(crate) fn run_in(&self, folder: &Path) -> Result<(), String> {
+        let status = self.command().current_dir(folder).status().map_err(|e| self.not_started(&e))?;
+        if status.success() { Ok(()) } else { Err(self.failed(&format!("{status} in {}", folder.display()))) }
+    }
+
     /// Runs to the end, passes standard output through line by line and hands each line to `see`.
     ///
     /// # Errors
@@ -91,9 +100,16 @@ impl Task {
     /// # Errors
     /// As for [`Task::run`].
     pub(crate) fn output(&self) -> Result<String, String> {
+        self.output_bytes().map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// As [`output`](Task::output), for output that is no text.
+    ///
+    /// # Errors
+    /// As for [`Task::run`].
+    pub(crate) fn output_bytes(&self) -> Result<Vec<u8>, String> {
         let output = self.command().stderr(Stdio::inherit()).output().map_err(|e| self.not_started(&e))?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() { Ok(text) } else { Err(self.failed(&output.status.to_string())) }
+        if output.status.success() { Ok(output.stdout) } else { Err(self.failed(&output.status.to_string())) }
     }
 
     fn not_started(&self, error: &std::io::Error) -> String {

@@ -1,12 +1,15 @@
-//! `cargo xtask test`: set-up, then every check of the repository, in order of cost; `--all` adds the long ones.
+//! `cargo xtask test`: set-up, then every check of the repository, in order of cost; `--all` adds the long ones, `--vm` runs
+//! the device tests in a guest with a real `/dev/dax0.0` (alone, or after the others with `--all --vm`).
 //!
 //! Stops at the first failure with the line that repeats it. Prints the time of each step and at the end one
 //! line with the number of tests.
 
 mod fuzz;
+mod limit;
 mod long;
 
 use crate::process::{Task, cargo, seconds, step};
+use crate::vm::suite;
 use crate::{header, layers, setup};
 use std::time::{Duration, Instant};
 
@@ -29,18 +32,27 @@ struct Tally {
 /// # Errors
 /// The first step that fails, and how to repeat it.
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
-    let all = match args {
-        [] => false,
-        [flag] if flag == "--all" => true,
-        [other, ..] => return Err(format!("{other:?} is not understood; the only option is --all")),
-    };
+    let (mut all, mut in_guest) = (false, false);
+    for arg in args {
+        match arg.as_str() {
+            "--all" => all = true,
+            "--vm" => in_guest = true,
+            other => return Err(format!("{other:?} is not understood; the options are --all and --vm")),
+        }
+    }
     let start = Instant::now();
     let mut tally = Tally::default();
     tally.step("set-up", |_| set_up(all))?;
-    quick(&mut tally)?;
+    // The guest alone, unless all is asked for.
+    if all || !in_guest {
+        quick(&mut tally)?;
+    }
     let quick_took = start.elapsed();
     if all {
         long::run(&mut tally)?;
+    }
+    if in_guest {
+        tally.step("device tests in a guest", |tally| suite::run(&mut |line| _ = tally.count(line)))?;
     }
     let Tally { steps, passed, ignored } = tally;
     println!(
@@ -77,6 +89,12 @@ fn quick(tally: &mut Tally) -> Result<(), String> {
     tally.step("doc tests", |tally| tally.tests(cargo("test --locked --workspace --doc")))?;
     tally.step("integration and end-to-end tests", |tally| {
         tally.tests(cargo("test --locked --workspace --test *"))
+    })?;
+    // Once through each; criterion counts no tests.
+    tally.step("benches", |_| {
+        cargo("test --locked --quiet --package daxtier --package daxtier-bench-core")
+            .words("--bench bind --bench offset --bench pgmap --bench refcount")
+            .run()
     })
 }
 
@@ -87,7 +105,15 @@ impl Tally {
         body: impl FnOnce(&mut Tally) -> Result<(), String>,
     ) -> Result<(), String> {
         self.steps += 1;
-        step(name, || body(self)).map(|_| ())
+        step(name, || limit::limited(|| body(self))).map(|_| ())
+    }
+
+    /// Adds up what a line says, if it is the summary of a test program; returns how many tests it ran.
+    fn count(&mut self, line: &str) -> u64 {
+        let Some(Summary { passed, failed, ignored }) = Summary::parse(line) else { return 0 };
+        self.passed += passed;
+        self.ignored += ignored;
+        passed + failed
     }
 
     /// Runs `cargo test` and adds up what its summaries say.
@@ -97,11 +123,7 @@ impl Tally {
     fn tests(&mut self, task: Task) -> Result<(), String> {
         let mut ran = 0;
         task.run_seeing(|line| {
-            if let Some(summary) = Summary::parse(line) {
-                ran += summary.passed + summary.failed;
-                self.passed += summary.passed;
-                self.ignored += summary.ignored;
-            }
+            ran += self.count(line);
         })?;
         if ran == 0 { Err(format!("no test ran\n  repeat it with: {}", task.line())) } else { Ok(()) }
     }

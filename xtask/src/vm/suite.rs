@@ -1,0 +1,90 @@
+//! The device tests, run in the guest: `cargo xtask test --vm`, on every route and on two kernels.
+//!
+//! Each route runs `tests/real_device.rs` on each of its devices, and then real programs over them. What it runs was built
+//! on the host and is seen through the guest's view of the host's file system.
+
+use super::guest::Guest;
+use super::machine::Route;
+use super::packages::Cache;
+use crate::process::{Task, cargo, target_dir};
+use crate::setup;
+
+/// The kernels that the tests run on: the release's own, and a newer one.
+const KERNELS: [Option<&str>; 2] = [None, Some("7")];
+
+/// Runs the device tests and hands each line that they print to `see`. Prints why, and passes, where there is no guest.
+///
+/// # Errors
+/// The first route that fails.
+pub(crate) fn run(see: &mut dyn FnMut(&str)) -> Result<(), String> {
+    let cache = match Cache::open() {
+        Ok(cache) => cache,
+        Err(missing) => {
+            println!("skipped: {missing}");
+            return Ok(());
+        }
+    };
+    let test = build()?;
+    for (number, kernel) in KERNELS.into_iter().enumerate() {
+        let booted = match cache.prepare(kernel) {
+            Ok(booted) => booted,
+            Err(refusal) => {
+                println!("skipped: the guest's packages cannot be had: {refusal}");
+                return Ok(());
+            }
+        };
+        // The newer kernel differs in its CXL and dax drivers; the machine's other ways in are the same.
+        let routes = if number == 0 { &Route::ALL[..] } else { &[Route::Cxl] };
+        for &route in routes {
+            println!("--- route {}, kernel {}", route.name(), kernel.unwrap_or("of the release"));
+            let report = Guest::new(route).run_seeing(&booted, &script(route, &test), see)?;
+            if report.exit_code != 0 {
+                return Err(format!("route {} ended with {}", route.name(), report.exit_code));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Builds what runs in the guest; returns the path of the test program.
+fn build() -> Result<String, String> {
+    setup::meet(&[setup::BUILD])?;
+    cargo("build --locked --package daxtier-cli --package daxtier-preload").run()?;
+    let line = cargo("test --locked --package daxtier --test real_device --no-run --message-format=json")
+        .output()?;
+    let program = line.lines().rev().find_map(|line| {
+        let is_the_test = line.contains("\"name\":\"real_device\"");
+        is_the_test.then(|| Some(line.split_once("\"executable\":\"")?.1.split_once('"')?.0.to_owned()))?
+    });
+    program.ok_or_else(|| "cargo does not say where it put the test real_device".to_owned())
+}
+
+/// What runs in the guest, as a shell script that ends at the first failure.
+fn script(route: Route, test: &str) -> String {
+    let daxtier = target_dir().join("debug/daxtier");
+    let (test, daxtier) = (Task::program(test).line(), Task::program(daxtier.display().to_string()).line());
+    // QEMU emulates every access to the second of two expanders, a microsecond each: there only what touches little.
+    let (slow, filter) = match route {
+        Route::Numa => ("--slow node:1:512M", None),
+        Route::Cxl2 => {
+            ("--slow /dev/dax0.0,size=64M --slow /dev/dax1.0,size=128M", Some("discovery exhausted"))
+        }
+        Route::Cxl | Route::Hmem | Route::Pmem => ("--slow /dev/dax0.0", Some("")),
+    };
+    let mut script = format!("set -e\n{daxtier} list\n");
+    if let Some(filter) = filter {
+        script += &format!(
+            "for device in /dev/dax*; do\n  DAXTIER_TEST_DAX=$device {test} --test-threads=1 {filter}\ndone\n"
+        );
+    }
+    if matches!(route, Route::Cxl | Route::Hmem | Route::Pmem) {
+        script += &format!("{daxtier} selftest --migrate --seconds 15 --slow /dev/dax0.0\n");
+    }
+    script += &format!(
+        "got=$({daxtier} run --fast 64M {slow} --stats=/tmp/stats.json -- \
+             python3 -c 'x=[bytes(1000) for _ in range(100000)]; print(len(x))')\n\
+         [ \"$got\" = 100000 ] || {{ echo \"python3 printed $got\"; exit 1; }}\n\
+         python3 -c 'import json; print([(t[\"kind\"], t[\"peak_bytes\"]) for t in json.load(open(\"/tmp/stats.json\"))[\"tiers\"]])'\n"
+    );
+    script
+}
