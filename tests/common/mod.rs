@@ -124,6 +124,27 @@ impl Run {
         self
     }
 
+    /// Sets a variable of the environment.
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Run {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Compiles a C program of a folder below `tests` into the scratch folder; `None` without a compiler.
+    pub(crate) fn compile_c(&self, folder: &str, name: &str) -> Option<PathBuf> {
+        let compiler = program("cc")?;
+        let source =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder).join(format!("{name}.c"));
+        let binary = self.scratch.path(name);
+        let compiled = Command::new(compiler)
+            .args(["-O2", "-std=c11", "-Wall", "-Wextra", "-pthread", "-o"])
+            .args([&binary, &source])
+            .output()
+            .expect("the compiler starts");
+        assert!(compiled.status.success(), "{}", describe(&compiled));
+        Some(binary)
+    }
+
     /// Returns the folder that the program may write to.
     pub(crate) fn scratch(&self) -> &Scratch {
         &self.scratch
@@ -142,6 +163,11 @@ impl Ran {
     pub(crate) fn stdout(&self) -> String {
         assert!(self.output.status.success(), "{}", self.describe());
         String::from_utf8_lossy(&self.output.stdout).into_owned()
+    }
+
+    /// Returns what was said on standard error.
+    pub(crate) fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
     }
 
     /// Returns the statistics, which must be there.

@@ -1,0 +1,414 @@
+//! Moving memory through the public interface: both ways, under pins, cancellation, budgets, direct I/O, forks and signals.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+use daxtier::{AllocOptions, Config, MigrateError, Outcome, Pool, TierName};
+use std::os::unix::fs::OpenOptionsExt;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+const SLOT: usize = 2 << 20;
+
+/// What a process does for one pool (budgets, direct I/O) concerns all, so one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens a pool, or prints why nothing can be moved here.
+fn open(config: &str) -> Option<(Pool, MutexGuard<'static, ()>)> {
+    let guard = alone();
+    let pool = Pool::open(&Config::parse(config).unwrap()).unwrap();
+    let block = block(&pool, 1);
+    let tried = pool.migrate(block.as_ptr(), SLOT, TierName::Fast);
+    free(&pool, block);
+    match tried {
+        Err(MigrateError::Off(refusal)) => {
+            eprintln!("skipped: {refusal}");
+            None
+        }
+        _ => Some((pool, guard)),
+    }
+}
+
+/// A block of whole slots, used as atomic words.
+#[derive(Clone, Copy)]
+struct Block(NonNull<u8>);
+
+// SAFETY: the memory behind it is only used as atomics.
+unsafe impl Send for Block {}
+// SAFETY: as for Send.
+unsafe impl Sync for Block {}
+
+impl Block {
+    fn as_ptr(self) -> *mut u8 {
+        self.0.as_ptr()
+    }
+}
+
+fn block(pool: &Pool, slots: usize) -> Block {
+    let options = AllocOptions { tier: Some(TierName::Fast), zero: true, ..AllocOptions::default() };
+    Block(pool.malloc(slots * SLOT, SLOT, options).unwrap())
+}
+
+fn free(pool: &Pool, block: Block) {
+    // SAFETY: the tests free each block once, after its last use.
+    unsafe { pool.free(block.0) }.unwrap();
+}
+
+fn word(block: Block, at: usize) -> &'static AtomicU64 {
+    // SAFETY: the tests stay inside their blocks.
+    let at = unsafe { block.0.add(at) };
+    // SAFETY: aligned, and live as long as the test uses it.
+    unsafe { AtomicU64::from_ptr(at.as_ptr().cast()) }
+}
+
+fn tier(pool: &Pool, block: Block, slot: usize) -> &'static str {
+    pool.where_is(block.as_ptr().wrapping_add(slot * SLOT)).unwrap().tier_name
+}
+
+#[test]
+fn a_range_goes_to_a_tier_and_back_and_the_books_follow() {
+    let Some((pool, _alone)) = open("fast=32M slow=emulated:64M") else { return };
+    pool.set_migration_quarantine(Duration::from_millis(1));
+    let block = block(&pool, 4);
+    (0..4).for_each(|slot| word(block, slot * SLOT).store(slot as u64 + 1, Ordering::Relaxed));
+    let used = || (pool.tiers()[0].used_bytes(), pool.tiers()[1].used_bytes());
+    let before = used();
+    let counts = pool.migrate(block.as_ptr(), 3 * SLOT, TierName::Slow).unwrap();
+    assert_eq!((counts.get(Outcome::Moved), counts.total()), (3, 3), "{counts:?}");
+    assert_eq!([0, 1, 2, 3].map(|slot| tier(&pool, block, slot)), ["slow", "slow", "slow", "fast"]);
+    assert_eq!(used(), (before.0 - 3 * SLOT as u64, before.1 + 3 * SLOT as u64));
+    let counts = pool.migrate(block.as_ptr(), 4 * SLOT, TierName::Slow).unwrap();
+    assert_eq!((counts.get(Outcome::Moved), counts.get(Outcome::Already)), (1, 3));
+    let counts = pool.migrate(block.as_ptr(), 4 * SLOT, TierName::Fast).unwrap();
+    assert_eq!(counts.get(Outcome::Moved), 4);
+    assert!((0..4).all(|slot| word(block, slot * SLOT).load(Ordering::Relaxed) == slot as u64 + 1));
+    let start = Instant::now();
+    while used() != before {
+        assert!(start.elapsed() < Duration::from_secs(20), "the quarantine does not end: {:?}", used());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(pool.migration_stats().blocked.count() >= 8);
+    free(&pool, block);
+    pool.close().unwrap();
+}
+
+#[test]
+fn quarantined_memory_is_in_use_until_its_time_is_up_and_does_not_keep_a_pool_open() {
+    let Some((pool, _alone)) = open("fast=32M slow=emulated:8M") else { return };
+    pool.set_migration_quarantine(Duration::from_secs(3600));
+    let block = block(&pool, 4);
+    assert_eq!(pool.migrate(block.as_ptr(), 4 * SLOT, TierName::Slow).unwrap().get(Outcome::Moved), 4);
+    assert_eq!(pool.migrate(block.as_ptr(), 4 * SLOT, TierName::Fast).unwrap().get(Outcome::Moved), 4);
+    assert_eq!(pool.tiers()[1].free_bytes(), 0, "a device may still write to what was promoted");
+    assert_eq!(pool.migrate(block.as_ptr(), SLOT, TierName::Slow).unwrap().get(Outcome::NoSpace), 1);
+    free(&pool, block);
+    pool.close().unwrap();
+}
+
+#[test]
+fn pinned_slots_stay_until_the_last_pin_ends() {
+    let Some((pool, _alone)) = open("fast=32M slow=emulated:64M") else { return };
+    let block = block(&pool, 2);
+    pool.pin(block.as_ptr(), 10).unwrap();
+    pool.pin(block.as_ptr(), 10).unwrap();
+    for _ in 0..2 {
+        let counts = pool.migrate(block.as_ptr(), 2 * SLOT, TierName::Slow).unwrap();
+        assert_eq!(counts.get(Outcome::Kept), 1, "{counts:?}");
+        assert_eq!((tier(&pool, block, 0), tier(&pool, block, 1)), ("fast", "slow"));
+        pool.unpin(block.as_ptr(), 10).unwrap();
+    }
+    let counts = pool.migrate(block.as_ptr(), 2 * SLOT, TierName::Slow).unwrap();
+    assert_eq!(counts.get(Outcome::Moved), 1);
+    free(&pool, block);
+}
+
+#[test]
+fn requests_can_be_cancelled_limited_and_refused() {
+    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M") else { return };
+    let block = block(&pool, 8);
+    // Four slots a second.
+    pool.set_migration_budget(4 * SLOT as u64);
+    let ticket = pool.migrate_async(block.as_ptr(), 8 * SLOT, TierName::Slow).unwrap();
+    let early = ticket.wait(Duration::from_millis(100));
+    ticket.cancel();
+    pool.set_migration_budget(0);
+    let counts = ticket.wait(Duration::from_secs(60));
+    assert!(ticket.is_done());
+    assert_eq!(counts.total(), 8);
+    assert!(early.total() < 8 && counts.get(Outcome::Cancelled) > 0, "{early:?} {counts:?}");
+    let outside = &raw const counts;
+    assert!(matches!(pool.migrate(outside.cast(), 1, TierName::Slow), Err(MigrateError::Foreign { .. })));
+    assert!(matches!(pool.pin(outside.cast(), 1), Err(MigrateError::Foreign { .. })));
+    free(&pool, block);
+    let off = Pool::open(&Config::parse("fast=32M slow=emulated:32M migrate=off").unwrap()).unwrap();
+    let held = off.malloc(SLOT, SLOT, AllocOptions::default()).unwrap();
+    let refused = off.migrate(held.as_ptr(), SLOT, TierName::Slow);
+    assert!(matches!(refused, Err(MigrateError::Disabled)), "{refused:?}");
+    free(&off, Block(held));
+    let lone = Pool::open(&Config::parse("fast=32M").unwrap()).unwrap();
+    let held = lone.malloc(SLOT, SLOT, AllocOptions::default()).unwrap();
+    let refused = lone.migrate(held.as_ptr(), SLOT, TierName::Slow);
+    assert!(matches!(refused, Err(MigrateError::NoSuchTier { .. })), "{refused:?}");
+    free(&lone, Block(held));
+}
+
+#[test]
+fn a_full_queue_pushes_back() {
+    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M") else { return };
+    let block = block(&pool, 1);
+    pool.set_migration_budget(SLOT as u64);
+    let turns = [TierName::Slow, TierName::Fast];
+    let tickets: Vec<_> = turns
+        .iter()
+        .cycle()
+        .map_while(|&tier| pool.migrate_async(block.as_ptr(), SLOT, tier).ok())
+        .take(1000)
+        .collect();
+    assert!(tickets.len() < 1000, "the queue has no end");
+    let refused = pool.migrate_async(block.as_ptr(), SLOT, TierName::Slow);
+    assert!(matches!(refused, Err(MigrateError::Busy) | Ok(_)));
+    tickets.iter().for_each(|ticket| ticket.cancel());
+    pool.set_migration_budget(0);
+    assert!(tickets.iter().all(|ticket| ticket.wait(Duration::from_secs(60)).total() == 1));
+    free(&pool, block);
+}
+
+#[test]
+fn a_fork_in_the_middle_of_moves_gives_each_side_its_own() {
+    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M") else { return };
+    pool.set_migration_quarantine(Duration::from_millis(1));
+    let block = block(&pool, 4);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut to = TierName::Slow;
+            while !stop.load(Ordering::Relaxed) {
+                pool.migrate(block.as_ptr(), 4 * SLOT, to).unwrap();
+                to = if to == TierName::Slow { TierName::Fast } else { TierName::Slow };
+            }
+        });
+        for round in 1..=20u64 {
+            (0..4).for_each(|slot| word(block, slot * SLOT).store(round, Ordering::Relaxed));
+            // SAFETY: the child uses plain memory and ends.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                let kept = (0..4).all(|slot| word(block, slot * SLOT).load(Ordering::Relaxed) == round);
+                (0..4).for_each(|slot| word(block, slot * SLOT).store(0, Ordering::Relaxed));
+                // SAFETY: ends the child without handlers.
+                unsafe { libc::_exit(i32::from(!kept)) };
+            }
+            let mut status = -1;
+            // SAFETY: waits for the child made above.
+            unsafe { libc::waitpid(child, &raw mut status, 0) };
+            let kept = (0..4).all(|slot| word(block, slot * SLOT).load(Ordering::Relaxed) == round);
+            if status != 0 || !kept || round == 20 {
+                stop.store(true, Ordering::Relaxed);
+            }
+            assert_eq!(status, 0, "the child of round {round} saw something else");
+            assert!(kept, "the child of round {round} wrote into its parent");
+        }
+    });
+    free(&pool, block);
+}
+
+#[test]
+fn signals_reach_threads_that_wait_for_a_moving_slot() {
+    static HANDLED: AtomicU64 = AtomicU64::new(0);
+    extern "C" fn handle(_: libc::c_int) {
+        HANDLED.fetch_add(1, Ordering::Relaxed);
+    }
+    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M") else { return };
+    pool.set_migration_quarantine(Duration::from_millis(1));
+    // SAFETY: an all-zero sigaction is a valid value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handle as *const () as usize;
+    // SAFETY: the handler only adds to an atomic.
+    assert_eq!(unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()) }, 0);
+    let block = block(&pool, 1);
+    let stop = AtomicBool::new(false);
+    let (sent, added) = std::thread::scope(|scope| {
+        let stop = &stop;
+        let (tell, told) = std::sync::mpsc::channel();
+        let writer = scope.spawn(move || {
+            // SAFETY: takes no argument.
+            tell.send(unsafe { libc::syscall(libc::SYS_gettid) }).unwrap();
+            let mut added = 0u64;
+            while !stop.load(Ordering::Relaxed) {
+                word(block, added as usize % 512 * 4096).fetch_add(1, Ordering::Relaxed);
+                added += 1;
+            }
+            added
+        });
+        let tid = told.recv().unwrap();
+        let mut sent = 0;
+        let start = Instant::now();
+        let mut to = TierName::Slow;
+        while start.elapsed() < Duration::from_secs(1) {
+            let ticket = pool.migrate_async(block.as_ptr(), SLOT, to).unwrap();
+            while !ticket.is_done() {
+                // SAFETY: takes numbers only; the writer has not ended.
+                unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), tid, libc::SIGUSR1) };
+                sent += 1;
+            }
+            to = if to == TierName::Slow { TierName::Fast } else { TierName::Slow };
+        }
+        stop.store(true, Ordering::Relaxed);
+        (sent, writer.join().unwrap())
+    });
+    let found: u64 = (0..512).map(|page| word(block, page * 4096).load(Ordering::Relaxed)).sum();
+    assert_eq!(found, added);
+    assert!(sent > 0 && HANDLED.load(Ordering::Relaxed) > 0);
+    free(&pool, block);
+}
+
+/// In a process of its own: a program that was seen with a descriptor for direct I/O stays marked.
+#[test]
+fn a_program_that_may_do_direct_io_keeps_what_is_slow() {
+    if std::env::var_os("DIRECT_IO_CHILD").is_none() {
+        let own = std::env::current_exe().unwrap();
+        let name = "a_program_that_may_do_direct_io_keeps_what_is_slow";
+        let status = std::process::Command::new(own).arg(name).env("DIRECT_IO_CHILD", "1").status().unwrap();
+        assert!(status.success());
+        return;
+    }
+    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M") else { return };
+    let block = block(&pool, 2);
+    assert_eq!(pool.migrate(block.as_ptr(), SLOT, TierName::Slow).unwrap().get(Outcome::Moved), 1);
+    let path = std::env::temp_dir().join(format!("daxtier-direct-io-{}", std::process::id()));
+    std::fs::write(&path, [7; 8192]).unwrap();
+    let direct = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path);
+    std::fs::remove_file(&path).unwrap();
+    let Ok(direct) = direct else {
+        eprintln!("skipped: no direct I/O here");
+        return;
+    };
+    // A look at the descriptors may be a tenth of a second old.
+    std::thread::sleep(Duration::from_millis(200));
+    let counts = pool.migrate(block.as_ptr(), SLOT, TierName::Fast).unwrap();
+    assert_eq!(counts.get(Outcome::DirectIo), 1, "{counts:?}");
+    drop(direct);
+    std::thread::sleep(Duration::from_millis(200));
+    let counts = pool.migrate(block.as_ptr(), SLOT, TierName::Fast).unwrap();
+    assert_eq!(counts.get(Outcome::DirectIo), 1, "what was pinned may be pinned still: {counts:?}");
+    let down = pool.migrate(block.as_ptr().wrapping_add(SLOT), SLOT, TierName::Slow).unwrap();
+    assert_eq!(down.get(Outcome::Moved), 1, "the pin-safe way down stays open: {down:?}");
+    free(&pool, block);
+}
+
+/// Runs the test `name` again in a process of its own, where `variable` is set; returns whether this is that process.
+fn is_own_process(name: &str) -> bool {
+    const VARIABLE: &str = "MIGRATION_TEST";
+    if std::env::var_os(VARIABLE).is_some() {
+        return true;
+    }
+    let own = std::env::current_exe().unwrap();
+    let status = std::process::Command::new(own).arg(name).env(VARIABLE, "1").status().unwrap();
+    assert!(status.success());
+    false
+}
+
+/// Moves the block's first slot down and up and looks whether its bytes are still there.
+fn goes_down_and_up(pool: &Pool, block: Block) {
+    (0..512).for_each(|page| word(block, page * 4096).store(page as u64 + 1, Ordering::Relaxed));
+    for to in [TierName::Slow, TierName::Fast] {
+        let counts = pool.migrate(block.as_ptr(), SLOT, to).unwrap();
+        assert_eq!(counts.get(Outcome::Moved), 1, "{to}: {counts:?}");
+        assert!(
+            (0..512).all(|page| word(block, page * 4096).load(Ordering::Relaxed) == page as u64 + 1),
+            "{to}"
+        );
+    }
+}
+
+#[test]
+fn buffers_that_io_uring_holds_stay_in_dram() {
+    if !is_own_process("buffers_that_io_uring_holds_stay_in_dram") {
+        return;
+    }
+    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M") else { return };
+    let block = block(&pool, 2);
+    word(block, 0).store(7, Ordering::Relaxed);
+    let mut parameters = [0u64; 15];
+    // SAFETY: the structure of parameters is 120 bytes long.
+    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 2, parameters.as_mut_ptr()) };
+    let buffer = libc::iovec { iov_base: block.as_ptr().cast(), iov_len: SLOT };
+    const REGISTER_BUFFERS: libc::c_int = 0;
+    // SAFETY: the buffer is the block's first slot, which stays mapped.
+    let pinned =
+        unsafe { libc::syscall(libc::SYS_io_uring_register, ring, REGISTER_BUFFERS, &raw const buffer, 1) };
+    if ring < 0 || pinned != 0 {
+        eprintln!("skipped: no io_uring here: {}", std::io::Error::last_os_error());
+        return;
+    }
+    let counts = pool.migrate(block.as_ptr(), 2 * SLOT, TierName::Slow).unwrap();
+    assert_eq!((counts.get(Outcome::Pinned), counts.get(Outcome::Moved)), (1, 1), "{counts:?}");
+    assert_eq!((tier(&pool, block, 0), tier(&pool, block, 1)), ("fast", "slow"));
+    word(block, 8).store(8, Ordering::Relaxed);
+    assert_eq!(word(block, 0).load(Ordering::Relaxed), 7);
+    free(&pool, block);
+}
+
+#[test]
+fn small_pages_move_where_huge_ones_are_off() {
+    if !is_own_process("small_pages_move_where_huge_ones_are_off") {
+        return;
+    }
+    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M") else { return };
+    // SAFETY: takes numbers only.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) }, 0);
+    let block = block(&pool, 1);
+    goes_down_and_up(&pool, block);
+    free(&pool, block);
+}
+
+#[test]
+fn a_blank_is_empty_though_all_memory_is_to_be_locked() {
+    if !is_own_process("a_blank_is_empty_though_all_memory_is_to_be_locked") {
+        return;
+    }
+    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M") else { return };
+    let block = block(&pool, 1);
+    // SAFETY: takes numbers only.
+    if unsafe { libc::mlockall(libc::MCL_FUTURE) } != 0 {
+        eprintln!("skipped: no right to lock memory");
+        return;
+    }
+    goes_down_and_up(&pool, block);
+    free(&pool, block);
+}
+
+#[test]
+fn the_program_keeps_a_margin_of_mappings() {
+    if !is_own_process("the_program_keeps_a_margin_of_mappings") {
+        return;
+    }
+    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M") else { return };
+    let limit: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap().trim().parse().unwrap();
+    if limit > 1 << 20 {
+        eprintln!("skipped: a limit of {limit} mappings takes too long to reach");
+        return;
+    }
+    let block = block(&pool, 1);
+    let len = limit * 4096;
+    let (none, flags) = (libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    // SAFETY: the kernel chooses the place.
+    let many = unsafe { libc::mmap(std::ptr::null_mut(), len, none, flags, -1, 0) };
+    assert_ne!(many, libc::MAP_FAILED);
+    // Every other page with another protection is a mapping of its own.
+    for page in (1..limit - 2000).step_by(2) {
+        // SAFETY: the page lies in the mapping above.
+        unsafe { libc::mprotect(many.wrapping_byte_add(page * 4096), 4096, libc::PROT_READ) };
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let counts = pool.migrate(block.as_ptr(), SLOT, TierName::Slow).unwrap();
+    assert_eq!(counts.get(Outcome::MapLimit), 1, "{counts:?}");
+    // SAFETY: the mapping is this test's own.
+    assert_eq!(unsafe { libc::munmap(many, len) }, 0);
+    std::thread::sleep(Duration::from_millis(200));
+    goes_down_and_up(&pool, block);
+    free(&pool, block);
+}

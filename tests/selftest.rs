@@ -1,0 +1,23 @@
+//! The lost-update checker, in a process of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+use daxtier::runtime::selftest::{Options, SelftestError, migrate};
+use daxtier::{MigrateError, Outcome};
+use std::time::Duration;
+
+#[test]
+fn nothing_is_lost_while_everything_moves() {
+    let mut options = Options::default();
+    options.time = Duration::from_secs(4);
+    let found = match migrate(&options) {
+        Err(SelftestError::Migrate(error @ MigrateError::Off(_))) => {
+            eprintln!("skipped: {error}");
+            return;
+        }
+        outcome => outcome.unwrap(),
+    };
+    assert!(found.is_clean(), "{found:?}");
+    assert!(found.moves.get(Outcome::Moved) > 20, "{found:?}");
+    assert!(found.stores > 0 && found.additions > 0 && found.handovers > 0 && found.calls > 0, "{found:?}");
+}
