@@ -3,7 +3,7 @@
 //! Thin, checked wrappers: arguments keep their units, failures become [`SysError`](crate::error::SysError), and
 //! nothing here allocates or keeps state, but for `blocked`, `bus_error`, `descriptors`, `dl`, `pinners` and `text`.
 //! `mm` maps and advises memory, `file` opens descriptors that stay out of the program's way, `descriptors` keeps them,
-//! `lock` takes byte-range locks, `numa` binds memory to nodes, `memory_call` passes on what a program asks of its
+//! `lock` takes byte-range locks, `lost` stands for memory that is gone, `numa` binds memory to nodes, `memory_call` passes on what a program asks of its
 //! memory, `futex` waits and wakes, `membarrier` reaches all threads, `bus_error` catches accesses that fail, `uffd`
 //! holds up accesses to memory, `pagemap` tells what is behind them, `maps` reads what /proc says of mappings, `thread`
 //! finds the process's threads, `reach` signals them, `blocked` knows what they wait for, `process` ends and reaps,
@@ -20,6 +20,7 @@ pub(crate) mod errno;
 pub(crate) mod file;
 pub(crate) mod futex;
 pub(crate) mod lock;
+pub(crate) mod lost;
 pub(crate) mod maps;
 #[cfg(not(loom))]
 pub(crate) mod membarrier;

@@ -169,7 +169,12 @@ fn message(text: &mut Text, line: &Line<'_>, addr: usize, code: c_int) {
     } else {
         b" has a memory error, and what was in the page is lost"
     };
-    text.add(b"daxtier: ").add(line.name).add(what);
+    let name = if line.name.starts_with(b"/memfd:daxtier-lost") {
+        b"what the parent process had on a device".as_slice()
+    } else {
+        line.name
+    };
+    text.add(b"daxtier: ").add(name).add(what);
     text.add(b" (address ").add_hex(addr as u64);
     text.add(b", offset ").add_hex((addr - line.addresses.start) as u64 + line.offset);
     let is_read: &[u8] = if code == libc::BUS_MCEERR_AO { b"if it touches it\n" } else { b"now\n" };
