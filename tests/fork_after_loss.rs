@@ -38,7 +38,8 @@ fn what_is_lost_is_lost_to_both_and_a_fork_ends_neither() {
     let pool =
         Pool::open(&Config::parse("fast=16M slow=emulated:64M").expect("valid")).expect("the pool opens");
     let in_tier = |tier| AllocOptions { tier: Some(tier), ..AllocOptions::default() };
-    let lost = pool.malloc(4 << 20, 16, in_tier(TierName::Slow)).expect("there is room").cast::<u64>();
+    // In slots of its own: what the heap writes beside other blocks would be lost as well, and it ends with the thread.
+    let lost = pool.malloc(4 << 20, 1 << 21, in_tier(TierName::Slow)).expect("there is room").cast::<u64>();
     let kept = pool.malloc(4096, 16, in_tier(TierName::Fast)).expect("there is room").cast::<u64>();
     // SAFETY: both blocks are live and hold the word.
     unsafe { lost.write_volatile(7) };

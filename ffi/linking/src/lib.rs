@@ -4,12 +4,12 @@
 //! [`Cdylib::emit`] prints the link arguments for Cargo. Two things need more than an argument:
 //!
 //! - **Old glibc.** A library that is linked on a new system asks for the newest version of each symbol
-//!   (`pthread_create@GLIBC_2.34`), and does not load on an older one. [`glibc`] makes *stub* libraries, which list
+//!   (`pthread_create@GLIBC_2.34`), and does not load on an older one. `glibc` makes *stub* libraries, which list
 //!   the symbols of the libraries that are installed here at the versions that the old glibc had, and the library is
 //!   linked against the stubs. What the old glibc lacked is undefined: a weak reference stays one that is resolved at
 //!   load, any other fails the link (`-z defs`).
 //! - **Symbol versions.** rustc hands the linker an anonymous version script, which cannot stand beside a named one.
-//!   [`version_script`] makes a linker front that leaves rustc's out.
+//!   `version_script` makes a linker front that leaves rustc's out.
 //!
 //! Used by the build scripts of `ffi` and `ffi/preload`.
 
