@@ -66,7 +66,13 @@ fn too_few_addresses_stop_the_program_or_are_gone_without() {
         let passthrough = [BOTH, &[("DAXTIER_ON_ERROR", "passthrough")]].concat();
         work.works(&prelude, &passthrough);
     }
-    work.works("ulimit -v 16777216;", BOTH);
+    for kib in ["3400000", "4194304", "16777216"] {
+        work.works(&format!("ulimit -v {kib};"), BOTH);
+    }
+    // A device takes as many addresses as it has bytes, so a large one is named.
+    let large = &[("DAXTIER_FAST", "16M"), ("DAXTIER_SLOW", "emulated:8G")];
+    work.is_stopped("ulimit -v 8388608;", large, &["emulated:8G", "8 GiB", "ulimit -v"]);
+    work.works("ulimit -v 16777216;", large);
 }
 
 #[test]

@@ -129,6 +129,37 @@ fn node_allocates_buffers_and_starts_workers() {
 }
 
 #[test]
+fn java_compiles_itself_and_runs_threads() {
+    if program("javac").is_none() || program("java").is_none() {
+        return;
+    }
+    let source = "import java.util.*; import java.util.zip.*;
+public class Main {
+    public static void main(String[] a) throws Exception {
+        Map<Integer, byte[]> map = new HashMap<>();
+        for (int i = 0; i < 20000; i++) map.put(i, new byte[1000]);
+        long[] sums = new long[4];
+        Thread[] threads = new Thread[4];
+        for (int k = 0; k < 4; k++) {
+            int me = k;
+            threads[k] = new Thread(() -> { for (int i = 0; i < 20000; i++) sums[me] += map.get(i).length; });
+            threads[k].start();
+        }
+        for (Thread thread : threads) thread.join();
+        Deflater deflater = new Deflater();
+        deflater.setInput(new byte[1000000]);
+        deflater.finish();
+        System.out.println(Arrays.stream(sums).sum() + \" \" + deflater.deflate(new byte[100000]));
+    }
+}
+";
+    let run = small();
+    run.scratch().write("Main.java", source);
+    let ran = run.args(["sh", "-c", "javac -d classes Main.java && java -cp classes Main"]).output();
+    assert_eq!(ran.stdout(), "80000000 991\n", "{}", ran.describe());
+}
+
+#[test]
 fn sort_orders_a_large_file_with_threads() {
     let script = "seq 1 800000 | awk '{print ($1*7919)%800011}' > in; sort -n --parallel=4 -S 200M in > out; \
         sort -nc out && head -1 out && tail -1 out && wc -l < out";

@@ -53,13 +53,22 @@ fn malformed_values_are_refused() {
     is_refused(&[("DAXTIER_FAST", "99999T")], &["99999T"]);
     is_refused(&[("DAXTIER_SLOW", "emulated:0")], &["emulated:0"]);
     is_refused(&[("DAXTIER_SLOW", "emulated:")], &["emulated:"]);
+    is_refused(&[("DAXTIER_SLOW", "emulated:3M")], &["emulated:3M", "whole number", "4M"]);
+    is_refused(&[("DAXTIER_SLOW", "emulated:64M,size=33M")], &["33M", "whole number", "32M", "34M"]);
+    is_refused(&[("DAXTIER_SLOW", "emulated:64M,size=0")], &["size=0", "too small"]);
+    is_refused(&[("DAXTIER_SLOW", "emulated:8P")], &["emulated:8P", "8 PiB"]);
+    is_refused(&[("DAXTIER_SLOW", "emulated:64M;")], &["no device"]);
+    is_refused(&[("DAXTIER_FAST", "0")], &["0 is too small"]);
     is_refused(&[("DAXTIER_SLOW", "emulated:64M,size=128M")], &["128"]);
     is_refused(&[("DAXTIER_SLOW", "emulated:64M,range=1+2M")], &["DAXTIER_SLOW", "only a dax device"]);
     let start = "/dev/dax0.0,range=3M+8M";
     is_refused(&[("DAXTIER_SLOW", start)], &[start, "3M is none", "use 2M or 4M"]);
     is_refused(&[("DAXTIER_POLICY", "interleave=0:0")], &["interleave"]);
     is_refused(&[("DAXTIER_POLICY", "bind=medium")], &["medium"]);
+    is_refused(&[("DAXTIER_POLICY", "interleave=1:99999999999")], &["not 99999999999"]);
     is_refused(&[("DAXTIER_CONF", "@/nonexistent/daxtier.conf")], &["/nonexistent/daxtier.conf"]);
+    is_refused(&[("DAXTIER_CONF", "@")], &["@FILE"]);
+    is_refused(&[("DAXTIER_CONF", "fast=64M fast=32M")], &["fast", "twice"]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::device::{Device, DeviceKind};
 use crate::error::SysError;
 use crate::offset::{EXTENT_PAGES, OffsetAllocator, OffsetError};
 use crate::sync::{LazySlice, Mutex};
+use crate::sys::mm;
 use crate::units::{MAX_ORDER, Order, PAGE_SHIFT, PAGE_SIZE};
 use crossbeam::utils::CachePadded;
 use std::sync::Arc;
@@ -98,7 +99,12 @@ impl Body {
             extents: LazySlice::populated(nr_extents)?,
             high: AtomicUsize::new(0),
             grow: Mutex::new(Grow::default()),
-            direct: Direct::new(len_bytes, granule_bytes)?,
+            direct: Direct::new(len_bytes, granule_bytes).map_err(|source| PgmapError::NoAddresses {
+                device: name(),
+                len_bytes,
+                limit_bytes: mm::address_limit(),
+                source,
+            })?,
             prezeroed: Prezeroed::new(),
             retains_memory: options.retain_memory,
             counters: CachePadded::default(),

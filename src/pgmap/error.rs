@@ -20,7 +20,7 @@ pub enum PgmapError {
         align_bytes: u64,
     },
     /// The device is longer than offsets can name (256 TiB).
-    #[error("{device}: {} is more than a pgmap can hold: bind a range of it", Bytes(*len_bytes))]
+    #[error("{device}: {} is more than a pgmap can hold: use less of it, such as size=64T", Bytes(*len_bytes))]
     DeviceTooLarge {
         /// The device's name.
         device: String,
@@ -67,9 +67,31 @@ pub enum PgmapError {
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The process may not have as many addresses as the device has bytes.
+    #[error("{device}: no addresses for its {}: {source}{}", Bytes(*len_bytes), limited_to(*limit_bytes))]
+    NoAddresses {
+        /// The device's name.
+        device: String,
+        /// Its length.
+        len_bytes: u64,
+        /// The process's limit on addresses (`ulimit -v`), where it has one.
+        limit_bytes: Option<u64>,
+        /// What the kernel said.
+        source: SysError,
+    },
     /// The kernel refused.
     #[error(transparent)]
     Sys(#[from] SysError),
+}
+
+fn limited_to(limit_bytes: Option<u64>) -> String {
+    let text = |bytes| {
+        format!(
+            "; this process may have {} in all: raise the limit with `ulimit -v unlimited`, or use less of the device",
+            Bytes(bytes)
+        )
+    };
+    limit_bytes.map(text).unwrap_or_default()
 }
 
 impl PgmapError {
@@ -84,7 +106,7 @@ impl PgmapError {
             PgmapError::NotDrained { .. } => libc::EBUSY,
             PgmapError::Dead { .. } => libc::ENODEV,
             PgmapError::Device(error) => device_errno(error),
-            PgmapError::Sys(error) => error.errno,
+            PgmapError::Sys(source) | PgmapError::NoAddresses { source, .. } => source.errno,
         }
     }
 }

@@ -120,7 +120,9 @@ impl FromStr for Policy {
                 let (fast, slow) = weights.split_once(':').ok_or_else(malformed)?;
                 let weight = |digits: &str| {
                     let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-                    plain.then(|| digits.parse().unwrap_or(u32::MAX)).ok_or_else(malformed)
+                    let weight: u64 =
+                        plain.then(|| digits.parse().unwrap_or(u64::MAX)).ok_or_else(malformed)?;
+                    u32::try_from(weight).map_err(|_| PolicyError::WeightOutOfRange { weight })
                 };
                 Policy::Interleave { fast: weight(fast)?, slow: weight(slow)? }
             }
@@ -196,7 +198,7 @@ mod tests {
             assert_eq!(format!("interleave={weights}").parse::<Policy>(), Err(seen), "{weights}");
         }
         for (text, weight) in
-            [("interleave=0:0", 0), ("interleave=65:1", 65), ("interleave=1:99999999999", u32::MAX as u64)]
+            [("interleave=0:0", 0), ("interleave=65:1", 65), ("interleave=1:99999999999", 99_999_999_999)]
         {
             assert_eq!(text.parse::<Policy>(), Err(PolicyError::WeightOutOfRange { weight }));
         }

@@ -8,6 +8,7 @@ use crate::error::SysError;
 use crate::folio::{FolioError, FolioInfo};
 use crate::heap::Found;
 use crate::pgmap::PgmapError;
+use crate::space::LEAST_ADDRESSES;
 use crate::units::Bytes;
 use std::ptr::NonNull;
 
@@ -36,8 +37,16 @@ pub enum PoolError {
         align_bytes: u64,
     },
     /// No address space could be reserved.
-    #[error("could not reserve address space: {0}; raise the limit with `ulimit -v unlimited`")]
-    Space(SysError),
+    #[error("{}", no_addresses(source, *limit_bytes))]
+    Space {
+        /// What the kernel said.
+        source: SysError,
+        /// The process's limit on addresses (`ulimit -v`), where it has one.
+        limit_bytes: Option<u64>,
+    },
+    /// There is no memory for the figures.
+    #[error("no memory for the library's figures: {0}")]
+    Figures(SysError),
     /// The fast tier is too small for the library's own metadata.
     #[error("the fast tier can't hold the library's own metadata: {0}; make it larger (fast=64M)")]
     Metadata(FolioError),
@@ -56,8 +65,20 @@ impl PoolError {
             PoolError::Device(error) => error.errno(),
             PoolError::Pgmap(error) => error.errno(),
             PoolError::Engine => libc::ENOTSUP,
-            PoolError::Space(_) | PoolError::Metadata(_) => libc::ENOMEM,
+            PoolError::Space { .. } | PoolError::Figures(_) | PoolError::Metadata(_) => libc::ENOMEM,
         }
+    }
+}
+
+fn no_addresses(source: &SysError, limit_bytes: Option<u64>) -> String {
+    let needed = Bytes(LEAST_ADDRESSES as u64);
+    match limit_bytes {
+        Some(limit_bytes) => format!(
+            "the library takes {needed} of addresses beside the program's own, and this process may have {}: raise the \
+             limit with `ulimit -v unlimited`",
+            Bytes(limit_bytes)
+        ),
+        None => format!("no {needed} of addresses are to be had: {source}"),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::pgmap::{Pgmap, PgmapOptions};
 use crate::policy::{Placer, Policy, TierName};
 use crate::space::{self, SLOT_BYTES, Space};
 use crate::sync::{gate, service};
-use crate::sys;
+use crate::sys::{self, mm};
 use crate::tier::Tier;
 use crate::units::{Bytes, Order, PAGE_SHIFT, PAGE_SIZE};
 use std::collections::HashSet;
@@ -128,7 +128,8 @@ impl Pool {
         if !heap::prepare() {
             return Err(PoolError::Engine);
         }
-        let space = space::space().map_err(PoolError::Space)?;
+        let space =
+            space::space().map_err(|source| PoolError::Space { source, limit_bytes: mm::address_limit() })?;
         let fast_bytes = resolve_fast(config.fast)?;
         let fast = bind(Arc::new(Dram::new(fast_bytes, None)?), None)?;
         let slow = config.slow.iter().map(open_slow).collect::<Result<Vec<_>, PoolError>>()?;
@@ -139,7 +140,7 @@ impl Pool {
             tiers.push(Tier::new(TierName::Slow.as_str(), slow, 0));
         }
         let nr_tiers = tiers.len();
-        let page = StatsPage::create().map_err(PoolError::Space)?;
+        let page = StatsPage::create().map_err(PoolError::Figures)?;
         page.set_policy(&config.policy.to_string());
         let tiers = Tiers::open(tiers, page).map_err(PoolError::Metadata)?;
         let source = |policy| Arc::new(PlacedSource::new(Arc::clone(&tiers), Placer::new(policy, nr_tiers)));

@@ -28,7 +28,7 @@ pub(crate) use slot::{Mapping, Slot, SlotState, clear, release};
 use crate::error::SysError;
 use crate::folio::{Folio, RawFolio};
 use crate::sync::LazySlice;
-use crate::sys::mm::Reservation;
+use crate::sys::mm::{self, Reservation};
 use chunk::ChunkMap;
 use slot::MapFault;
 use std::ops::Range;
@@ -47,7 +47,10 @@ pub(crate) const CHUNK_BYTES: usize = 1 << 30;
 pub(crate) const SLOTS_PER_CHUNK: usize = CHUNK_BYTES / SLOT_BYTES;
 
 const LARGEST_SPACE: usize = 1 << 44;
-const SMALLEST_SPACE: usize = 4 * CHUNK_BYTES;
+/// A chunk for each zone.
+const SMALLEST_SPACE: usize = 2 * CHUNK_BYTES;
+/// Addresses that are mapped for a moment when the smallest space is reserved: its start is a multiple of a chunk.
+pub(crate) const LEAST_ADDRESSES: usize = SMALLEST_SPACE + CHUNK_BYTES;
 
 /// Chooses the folio that backs a slot.
 pub(crate) trait SlotSource: Sync {
@@ -90,7 +93,7 @@ pub(crate) fn existing() -> Option<&'static Space> {
 
 impl Space {
     fn reserve() -> Result<Space, SysError> {
-        let mut len_bytes = LARGEST_SPACE;
+        let mut len_bytes = longest(mm::address_limit());
         loop {
             let range = match Reservation::new(len_bytes, CHUNK_BYTES) {
                 Ok(range) => range,
@@ -347,6 +350,14 @@ impl Space {
             state.folio = Some(raw);
         }
     }
+}
+
+/// The length to begin with. Under a limit on addresses a quarter of it or less, or the smallest: each device takes as many
+/// addresses as it has bytes, and the program wants some too.
+fn longest(limit_bytes: Option<u64>) -> usize {
+    let quarter = limit_bytes.map_or(LARGEST_SPACE as u64, |limit_bytes| limit_bytes / 4);
+    let within = 1u64 << quarter.max(1).ilog2();
+    (within as usize).clamp(SMALLEST_SPACE, LARGEST_SPACE)
 }
 
 /// The slices of slot `index` (at `slot_addr`) that `[addr, addr + len_bytes)` covers, whole or in part.

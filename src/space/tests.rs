@@ -194,3 +194,13 @@ fn an_orphan_that_was_mapped_from_a_device_keeps_its_bytes_and_leaves_the_device
     other.fill(0..32, 1);
     assert!(chunk.holds(0..32, 6), "the orphan still shared the device's memory");
 }
+
+#[test]
+fn a_limit_on_addresses_leaves_most_of_them_to_devices_and_the_program() {
+    assert_eq!(longest(None), LARGEST_SPACE);
+    assert_eq!(longest(Some(u64::MAX)), LARGEST_SPACE);
+    assert_eq!(longest(Some(100 << 30)), 16 << 30);
+    for limit_bytes in [0, 1, 4 << 30, 15 << 30] {
+        assert_eq!(longest(Some(limit_bytes)), SMALLEST_SPACE, "{limit_bytes}");
+    }
+}

@@ -222,3 +222,11 @@ pub(crate) unsafe fn move_mapping(
         unsafe { libc::syscall(libc::SYS_mremap, from.as_ptr(), len_bytes, len_bytes, flags, to.as_ptr()) };
     if moved == -1 { Err(SysError::last("mremap")) } else { Ok(()) }
 }
+
+/// Returns the process's limit on addresses (`ulimit -v`), or `None` where it has none.
+pub(crate) fn address_limit() -> Option<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` has room for the answer.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) } == 0;
+    (known && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}

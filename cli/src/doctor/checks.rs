@@ -239,6 +239,8 @@ fn max_map_count(machine: &Machine<'_>) -> Check {
 fn limits(machine: &Machine<'_>) -> Vec<Check> {
     const MEMLOCK_BYTES: u64 = 8 << 20;
     const OPEN_FILES: u64 = 1024;
+    // The library takes 3 GiB at least, and the program wants some too.
+    const ENOUGH_ADDRESSES: u64 = 4 << 30;
     let mut checks = Vec::new();
     checks.push(match machine.limit("Max locked memory") {
         None => Check::warn("memlock", "/proc/self/limits cannot be read", "mount proc at /proc"),
@@ -256,11 +258,12 @@ fn limits(machine: &Machine<'_>) -> Vec<Check> {
         ),
     });
     if let Some(bytes) = machine.limit("Max address space").filter(|&bytes| bytes != u64::MAX) {
-        checks.push(Check::fail(
-            "address space",
-            format!("limited to {}; daxtier reserves more than it uses", Bytes(bytes)),
-            "ulimit -v unlimited",
-        ));
+        let seen = format!("limited to {}; daxtier reserves far more than it uses", Bytes(bytes));
+        checks.push(if bytes < ENOUGH_ADDRESSES {
+            Check::fail("address space", seen, "ulimit -v unlimited")
+        } else {
+            Check::warn("address space", seen, "ulimit -v unlimited")
+        });
     }
     if let Some(count) = machine.limit("Max open files").filter(|&count| count < OPEN_FILES) {
         checks.push(Check::warn(

@@ -85,11 +85,12 @@ fn choose_from(
     Ok(Choice { slow, reasons })
 }
 
-/// Says how large an emulated device may be: it takes ordinary memory as it fills.
+/// Says how large an emulated device may be: it takes ordinary memory as it fills. A part of what the fast tier leaves is for
+/// what lies in neither: the program's code and stacks, the kernel's tables for it, and the library's own data.
 fn emulated_bytes(fast_bytes: u64, memory: &AvailableMemory) -> Result<u64, NothingLeft> {
     let wanted = fast_bytes.saturating_mul(TIMES_FAST).max(LEAST_EMULATED_BYTES);
     let left_bytes = memory.usable_bytes().map_or(u64::MAX, |bytes| bytes.saturating_sub(fast_bytes));
-    let bytes = wanted.min(left_bytes);
+    let bytes = wanted.min((left_bytes - left_bytes / 4).max(MIN_TIER_BYTES.min(left_bytes)));
     let bytes = bytes - bytes % SLOT_BYTES;
     if bytes < MIN_TIER_BYTES { Err(NothingLeft { fast_bytes, left_bytes }) } else { Ok(bytes) }
 }
@@ -108,7 +109,9 @@ mod tests {
     fn an_emulated_device_takes_what_is_left_at_most() {
         assert_eq!(emulated_bytes(2 * G, &with(100 * G)), Ok(8 * G));
         assert_eq!(emulated_bytes(G / 16, &with(100 * G)), Ok(4 * G));
-        assert_eq!(emulated_bytes(8 * G, &with(10 * G + 1)), Ok(2 * G));
+        assert_eq!(emulated_bytes(8 * G, &with(10 * G + 1)), Ok(3 * G / 2), "a quarter is not for tiers");
+        assert_eq!(emulated_bytes(44 << 20, &with(56 << 20)), Ok(8 << 20));
+        assert_eq!(emulated_bytes(18 << 20, &with(23 << 20)), Ok(4 << 20), "the least there is");
         assert_eq!(emulated_bytes(2 * G, &AvailableMemory::default()), Ok(8 * G));
         let nothing = NothingLeft { fast_bytes: 10 * G, left_bytes: 0 };
         assert_eq!(emulated_bytes(10 * G, &with(10 * G)), Err(nothing));

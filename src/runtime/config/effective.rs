@@ -126,6 +126,9 @@ impl Effective {
             return Err(ConfigError::EmptyText { at });
         }
         match trimmed.strip_prefix('@') {
+            Some("") => {
+                Err(ConfigError::NoFile { at: Origin::Text { source: source.to_owned(), line: None } })
+            }
             Some(path) => self.apply_file(Path::new(path)),
             None => self.apply_words(trimmed, source, trimmed.contains('\n')),
         }

@@ -79,6 +79,11 @@ fn a_file_that_cannot_be_used_is_named() {
         at("/nonexistent/daxtier.conf").to_string(),
         "configuration file /nonexistent/daxtier.conf: open: No such file or directory (os error 2)"
     );
+    let nameless = message(&[("DAXTIER_CONF", "@")]);
+    assert_eq!(
+        nameless,
+        "DAXTIER_CONF: there is no file behind the @: write @FILE, such as @/etc/daxtier.conf"
+    );
     assert_eq!(at("/tmp"), ConfigError::NotAFile { path: "/tmp".into() });
     assert_eq!(at("/dev/zero"), ConfigError::NotAFile { path: "/dev/zero".into() });
     let long = ScratchFile::new("long", &[b'#'; MAX_FILE_BYTES + 1]);

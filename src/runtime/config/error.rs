@@ -60,6 +60,12 @@ pub enum ConfigError {
         /// Where it stands.
         at: Origin,
     },
+    /// `@` with no file behind it.
+    #[error("{at}: there is no file behind the @: write @FILE, such as @/etc/daxtier.conf")]
+    NoFile {
+        /// Where it stands.
+        at: Origin,
+    },
     /// A setting that one source gives twice.
     #[error("{at}: {} is given twice{}", .key.name(), several(*.key))]
     Twice {

@@ -29,14 +29,17 @@
  *   it does in the child after fork(2), whether a signal handler may call it, and how long pointers
  *   and numbers stay valid. "Blocks: no" does not exclude page faults.
  * - No C++ exception and no Rust panic leaves a function (DAXTIER_EPANIC). A callback must not throw.
- * - The library starts no thread, handles no signal for good and registers no exit handler.
+ * - Threads of the library run from the first use of what needs them: two for moving memory, one for
+ *   daxtier_pgmap_keep_zeroed(). They block every signal and call none of the program's functions.
+ * - The library has fork handlers (pthread_atfork) from the first pool or pgmap on, and a handler of
+ *   SIGBUS where memory of a device is used: what it does not mend goes on to the program's own
+ *   handler. It has no exit handlers.
  *
  * Kept for later versions
  *
- * Moving memory between the tiers will come as functions whose names begin with daxtier_migrate and
- * daxtier_pin, with flags in bits 32 to 47, advice numbers 16 to 31 and codes -1100 to -1199. None
- * of these is in use, and none will get another meaning. Folios move only if they were allocated with
- * DAXTIER_MOVABLE: an explicitly requested folio never moves.
+ * Flags in bits 32 to 47, advice numbers 16 to 31 and codes -1100 to -1199 are for moving memory. None
+ * of them is in use, and none will get another meaning. An explicitly requested folio never moves; one
+ * that was allocated with DAXTIER_MOVABLE may, in a later version.
  *
  * One runtime per process
  *

@@ -76,8 +76,14 @@ fn each_shortfall_is_found_and_has_a_command() {
         (
             "proc/self/limits",
             "Max locked memory         unlimited            unlimited            bytes\n\
-             Max address space         8589934592           unlimited            bytes\n",
+             Max address space         2147483648           unlimited            bytes\n",
             ("address space", Status::Fail),
+        ),
+        (
+            "proc/self/limits",
+            "Max locked memory         unlimited            unlimited            bytes\n\
+             Max address space         8589934592           unlimited            bytes\n",
+            ("address space", Status::Warn),
         ),
         (
             "proc/self/limits",
