@@ -178,33 +178,78 @@ fn a_full_queue_pushes_back() {
 }
 
 #[test]
-fn a_fork_in_the_middle_of_moves_gives_each_side_its_own() {
-    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M") else { return };
+fn of_two_requests_for_one_slot_the_later_decides_whoever_moves_it() {
+    let config = "fast=128M slow=emulated:128M migrate=on,workers=4,cpus=0-1023";
+    let Some((pool, _alone)) = open(config) else { return };
     pool.set_migration_quarantine(Duration::from_millis(1));
-    let block = block(&pool, 4);
+    let block = block(&pool, 20);
+    let holds = |salt: u64| {
+        (0..20).all(|slot| word(block, slot * SLOT).load(Ordering::Relaxed) == slot as u64 + salt)
+    };
+    for round in 0..30u64 {
+        (0..20).for_each(|slot| word(block, slot * SLOT).store(slot as u64 + round, Ordering::Relaxed));
+        let last = if round % 2 == 0 { TierName::Slow } else { TierName::Fast };
+        let other = if round % 2 == 0 { TierName::Fast } else { TierName::Slow };
+        // Slots 5 to 14 are wanted by all, and each worker could take one of the requests.
+        let wanted = [(0, 15, last), (5, 15, other), (2, 13, last), (5, 10, other), (0, 20, last)];
+        let tickets = wanted.map(|(first, slots, tier)| {
+            pool.migrate_async(block.as_ptr().wrapping_add(first * SLOT), slots * SLOT, tier).unwrap()
+        });
+        let counts = tickets.map(|ticket| ticket.wait(Duration::from_secs(60)));
+        for (counts, (_, slots, _)) in counts.iter().zip(wanted) {
+            assert_eq!((counts.total(), counts.in_place()), (slots as u64, slots as u64), "{counts:?}");
+        }
+        assert!((0..20).all(|slot| tier(&pool, block, slot) == last.as_str()), "round {round}");
+        assert!(holds(round), "round {round}");
+    }
+    free(&pool, block);
+}
+
+#[test]
+fn workers_for_processors_that_are_not_there_are_refused_by_name() {
+    if !is_own_process("workers_for_processors_that_are_not_there_are_refused_by_name") {
+        return;
+    }
+    let Some((pool, _alone)) = open("fast=32M slow=emulated:32M migrate=on,cpus=1023") else { return };
+    let block = block(&pool, 1);
+    match pool.migrate(block.as_ptr(), SLOT, TierName::Slow) {
+        Err(error @ MigrateError::NoThread(_)) => {
+            assert!(error.to_string().contains("sched_setaffinity"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(tier(&pool, block, 0), "fast");
+    free(&pool, block);
+}
+
+#[test]
+fn a_fork_in_the_middle_of_moves_gives_each_side_its_own() {
+    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M migrate=on,workers=2") else { return };
+    pool.set_migration_quarantine(Duration::from_millis(1));
+    let block = block(&pool, 24);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut to = TierName::Slow;
             while !stop.load(Ordering::Relaxed) {
-                pool.migrate(block.as_ptr(), 4 * SLOT, to).unwrap();
+                pool.migrate(block.as_ptr(), 24 * SLOT, to).unwrap();
                 to = if to == TierName::Slow { TierName::Fast } else { TierName::Slow };
             }
         });
         for round in 1..=20u64 {
-            (0..4).for_each(|slot| word(block, slot * SLOT).store(round, Ordering::Relaxed));
+            (0..24).for_each(|slot| word(block, slot * SLOT).store(round, Ordering::Relaxed));
             // SAFETY: the child uses plain memory and ends.
             let child = unsafe { libc::fork() };
             if child == 0 {
-                let kept = (0..4).all(|slot| word(block, slot * SLOT).load(Ordering::Relaxed) == round);
-                (0..4).for_each(|slot| word(block, slot * SLOT).store(0, Ordering::Relaxed));
+                let kept = (0..24).all(|slot| word(block, slot * SLOT).load(Ordering::Relaxed) == round);
+                (0..24).for_each(|slot| word(block, slot * SLOT).store(0, Ordering::Relaxed));
                 // SAFETY: ends the child without handlers.
                 unsafe { libc::_exit(i32::from(!kept)) };
             }
             let mut status = -1;
             // SAFETY: waits for the child made above.
             unsafe { libc::waitpid(child, &raw mut status, 0) };
-            let kept = (0..4).all(|slot| word(block, slot * SLOT).load(Ordering::Relaxed) == round);
+            let kept = (0..24).all(|slot| word(block, slot * SLOT).load(Ordering::Relaxed) == round);
             if status != 0 || !kept || round == 20 {
                 stop.store(true, Ordering::Relaxed);
             }

@@ -18,13 +18,16 @@ pub(crate) struct Args {
     /// The slow device.
     #[arg(long, value_name = "DEV", default_value = "emulated:128M")]
     slow: String,
+    /// How many threads move it.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
+    workers: u8,
 }
 
 /// Runs the check; exit code 1 when something was lost or it could not be made.
 pub(crate) fn run(args: Args) -> ExitCode {
     let mut options = Options::default();
     options.time = Duration::from_secs(args.seconds);
-    options.config = format!("fast=64M slow={}", args.slow);
+    options.config = format!("fast=64M slow={} migrate=on,workers={}", args.slow, args.workers);
     match migrate(&options) {
         Ok(found) => {
             print::out(&text(&found));

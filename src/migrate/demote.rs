@@ -2,7 +2,8 @@
 
 use super::copy::copy_slot;
 use super::kit::{DemoteWay, Kit};
-use super::place::Place;
+use super::place::{Place, guarded};
+use super::stage::Stage;
 use super::{Refusal, cannot_restore};
 use crate::error::SysError;
 use crate::space::SLOT_BYTES;
@@ -11,7 +12,8 @@ use crate::units::PAGE_SIZE;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-/// Demotes a slot of private memory into the device range that `alias` maps. Returns how long it was blocked.
+/// Demotes a slot of private memory into the device range that part `part` of `alias` maps. The slot's lock is held. Returns
+/// how long the slot was blocked.
 ///
 /// # Errors
 /// [`Refusal`]; the slot is as it was.
@@ -19,29 +21,42 @@ pub(super) fn demote(
     kit: &'static Kit,
     way: DemoteWay,
     slot: NonNull<u8>,
-    alias: Place,
+    alias: &mut Place,
+    part: usize,
+    stage: &mut Stage,
 ) -> Result<Duration, Refusal> {
     #[cfg(test)]
     #[cfg(not(loom))]
     if super::sabotage::skips_block(slot) {
-        return demote_without_block(slot, alias);
+        return demote_without_block(slot, alias, part);
     }
     match way {
-        DemoteWay::MoveOut => demote_by_moving(kit, slot, alias),
-        DemoteWay::Protect => demote_by_protecting(kit, slot, alias),
+        DemoteWay::MoveOut => demote_by_moving(kit, slot, alias, part, stage),
+        DemoteWay::Protect => demote_by_protecting(kit, slot, alias, part),
     }
 }
 
-fn demote_by_moving(kit: &'static Kit, slot: NonNull<u8>, alias: Place) -> Result<Duration, Refusal> {
-    let stage = Place::empty()?;
+fn demote_by_moving(
+    kit: &'static Kit,
+    slot: NonNull<u8>,
+    alias: &mut Place,
+    part: usize,
+    stage: &mut Stage,
+) -> Result<Duration, Refusal> {
+    let stage_part = stage.take_empty()?;
+    let pages = stage.addr(stage_part);
     // SAFETY: the stage is ours and nobody waits there.
-    unsafe { kit.still.register(stage.addr(), SLOT_BYTES, Mode::Missing) }.map_err(Refusal::of_mapping)?;
+    unsafe { kit.still.register(pages, SLOT_BYTES, Mode::Missing) }.map_err(Refusal::of_mapping)?;
     // SAFETY: the slot's lock is held; `release` or `put_back` lets everybody go on that waits.
-    unsafe { kit.still.register(slot, SLOT_BYTES, Mode::Missing) }.map_err(Refusal::of_mapping)?;
+    if let Err(refusal) = unsafe { kit.still.register(slot, SLOT_BYTES, Mode::Missing) } {
+        let _ = kit.still.unregister(pages, SLOT_BYTES);
+        return Err(Refusal::of_mapping(refusal));
+    }
 
     let start = Instant::now();
-    if let Err(stopped) = block_by_moving(kit, slot, &stage) {
-        put_back(kit, slot, &stage);
+    if let Err(stopped) = block_by_moving(kit, slot, pages) {
+        put_back(kit, slot, pages);
+        stage.note_put_back(stage_part);
         // SAFETY: the page that refused lies in the slot.
         let page = unsafe { slot.add(stopped.moved_bytes.min(SLOT_BYTES - PAGE_SIZE)) };
         return Err(Refusal::of_page(stopped.refusal, page));
@@ -49,35 +64,39 @@ fn demote_by_moving(kit: &'static Kit, slot: NonNull<u8>, alias: Place) -> Resul
     #[cfg(test)]
     #[cfg(not(loom))]
     super::sabotage::before_copy(slot);
+    let to = alias.addr(part);
     // SAFETY: nobody but us knows the stage (M1: it holds all that the slot held) or the alias.
-    let copy = || unsafe { copy_slot(stage.addr(), alias.addr()) };
+    let copy = || unsafe { copy_slot(pages, to) };
     // SAFETY: a copy drops nothing.
-    let copied = unsafe { alias.guarded(copy) };
-    if let Err(refusal) = copied.and_then(|()| swap(slot, alias)) {
-        put_back(kit, slot, &stage);
+    let copied = unsafe { guarded(to, copy) };
+    if let Err(refusal) = copied.and_then(|()| swap(slot, alias, part)) {
+        put_back(kit, slot, pages);
+        stage.note_put_back(stage_part);
         return Err(refusal);
     }
     release(kit, slot);
-    Ok(start.elapsed())
+    let blocked = start.elapsed();
+    stage.note_moved_in(stage_part);
+    Ok(blocked)
 }
 
 /// Takes the pages away from the slot. Their holes stay holes: what the program never touched is not copied from
 /// anywhere but reads as zero in the stage.
-fn block_by_moving(kit: &Kit, slot: NonNull<u8>, stage: &Place) -> Result<(), MoveStopped> {
+fn block_by_moving(kit: &Kit, slot: NonNull<u8>, stage: NonNull<u8>) -> Result<(), MoveStopped> {
     // SAFETY: both ranges are registered; who uses the slot's address waits.
-    unsafe { kit.still.move_pages(stage.addr(), slot, SLOT_BYTES, MoveMode::WithHoles) }?;
+    unsafe { kit.still.move_pages(stage, slot, SLOT_BYTES, MoveMode::WithHoles) }?;
     // So that reading a hole does not wait for ourselves.
     kit.still
-        .unregister(stage.addr(), SLOT_BYTES)
+        .unregister(stage, SLOT_BYTES)
         .map_err(|refusal| MoveStopped { moved_bytes: SLOT_BYTES, refusal })
 }
 
 /// Undoes `block_by_moving`, whole or in part: the pages go back to where they were, and everybody goes on.
-fn put_back(kit: &Kit, slot: NonNull<u8>, stage: &Place) {
+fn put_back(kit: &Kit, slot: NonNull<u8>, stage: NonNull<u8>) {
     // A refusal: it is not registered any more.
-    let _ = kit.still.unregister(stage.addr(), SLOT_BYTES);
+    let _ = kit.still.unregister(stage, SLOT_BYTES);
     // SAFETY: the slot is registered, and its pages are in the stage, of which nobody else knows.
-    let back = unsafe { kit.still.move_pages(slot, stage.addr(), SLOT_BYTES, MoveMode::WithHolesQuietly) };
+    let back = unsafe { kit.still.move_pages(slot, stage, SLOT_BYTES, MoveMode::WithHolesQuietly) };
     if back.is_err() && !put_back_by_page(kit, slot, stage) {
         cannot_restore();
     }
@@ -88,12 +107,12 @@ fn put_back(kit: &Kit, slot: NonNull<u8>, stage: &Place) {
 
 /// Puts single pages back, copying those that the kernel does not move. Returns `false` when one can't be had back.
 #[cold]
-fn put_back_by_page(kit: &Kit, slot: NonNull<u8>, stage: &Place) -> bool {
+fn put_back_by_page(kit: &Kit, slot: NonNull<u8>, stage: NonNull<u8>) -> bool {
     (0..SLOT_BYTES).step_by(PAGE_SIZE).all(|offset| {
         // SAFETY: the offset lies inside both ranges.
         let to = unsafe { slot.add(offset) };
         // SAFETY: as above.
-        let from = unsafe { stage.addr().add(offset) };
+        let from = unsafe { stage.add(offset) };
         // SAFETY: as in `put_back`.
         let moved = unsafe { kit.still.move_pages(to, from, PAGE_SIZE, MoveMode::WithHolesQuietly) };
         let there = |refusal: &SysError| refusal.errno == libc::EEXIST;
@@ -110,7 +129,12 @@ fn put_back_by_page(kit: &Kit, slot: NonNull<u8>, stage: &Place) -> bool {
     })
 }
 
-fn demote_by_protecting(kit: &'static Kit, slot: NonNull<u8>, alias: Place) -> Result<Duration, Refusal> {
+fn demote_by_protecting(
+    kit: &'static Kit,
+    slot: NonNull<u8>,
+    alias: &mut Place,
+    part: usize,
+) -> Result<Duration, Refusal> {
     // SAFETY: the slot's lock is held; `release` or `unprotect` lets everybody go on that waits.
     unsafe { kit.still.register(slot, SLOT_BYTES, Mode::WriteProtect) }.map_err(Refusal::of_mapping)?;
     if !kit.protects_missing {
@@ -125,11 +149,12 @@ fn demote_by_protecting(kit: &'static Kit, slot: NonNull<u8>, alias: Place) -> R
     #[cfg(test)]
     #[cfg(not(loom))]
     super::sabotage::before_copy(slot);
+    let to = alias.addr(part);
     // SAFETY: nobody writes to the slot (M1), and nobody but us knows the alias.
-    let copy = || unsafe { copy_slot(slot, alias.addr()) };
+    let copy = || unsafe { copy_slot(slot, to) };
     // SAFETY: a copy drops nothing.
-    let copied = unsafe { alias.guarded(copy) };
-    if let Err(refusal) = copied.and_then(|()| swap(slot, alias)) {
+    let copied = unsafe { guarded(to, copy) };
+    if let Err(refusal) = copied.and_then(|()| swap(slot, alias, part)) {
         unprotect(kit, slot);
         return Err(refusal);
     }
@@ -162,9 +187,9 @@ fn unprotect(kit: &Kit, slot: NonNull<u8>) {
 }
 
 /// Maps the device at the slot, with the page tables that the alias has already.
-fn swap(slot: NonNull<u8>, alias: Place) -> Result<(), Refusal> {
+fn swap(slot: NonNull<u8>, alias: &mut Place, part: usize) -> Result<(), Refusal> {
     // SAFETY: the alias holds the same bytes as the slot did when it was blocked.
-    unsafe { alias.move_over(slot) }.map_err(|(_, refusal)| Refusal::of_mapping(refusal))
+    unsafe { alias.move_over(part..part + 1, slot) }.map_err(Refusal::of_mapping)
 }
 
 /// Lets everybody go on that waits in the slot.
@@ -176,10 +201,10 @@ fn release(kit: &Kit, slot: NonNull<u8>) {
 /// The protocol without its first step, for the test of the checker that must notice.
 #[cfg(test)]
 #[cfg(not(loom))]
-fn demote_without_block(slot: NonNull<u8>, alias: Place) -> Result<Duration, Refusal> {
+fn demote_without_block(slot: NonNull<u8>, alias: &mut Place, part: usize) -> Result<Duration, Refusal> {
     let start = Instant::now();
     // SAFETY: both are mapped. The program writes to the slot meanwhile: that is the defect.
-    unsafe { copy_slot(slot, alias.addr()) };
-    swap(slot, alias)?;
+    unsafe { copy_slot(slot, alias.addr(part)) };
+    swap(slot, alias, part)?;
     Ok(start.elapsed())
 }

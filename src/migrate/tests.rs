@@ -30,12 +30,13 @@ const WAYS: [Ways; 4] = [
     Ways { demote: DemoteWay::Protect, promote: PromoteWay::RemapIn },
 ];
 
-/// A slot of the run zone, and two tiers for it.
+/// Neighbouring slots of the run zone, one as a rule, and two tiers for them.
 struct Bench {
     /// The descriptor of the slow tier's device.
     device: RawFd,
     space: &'static Space,
     index: usize,
+    slots: usize,
     fast: Pgmap,
     slow: Pgmap,
 }
@@ -55,17 +56,24 @@ impl SlotSource for Pgmap {
 impl Bench {
     /// Commits all of a fresh slot, in the fast tier.
     fn new() -> Bench {
+        Bench::of_slots(1)
+    }
+
+    /// Commits all of fresh slots, in the fast tier.
+    fn of_slots(slots: usize) -> Bench {
+        let len_bytes = ((2 * slots).max(4) * SLOT_BYTES) as u64;
         let bind = |device: Arc<dyn Device>| Pgmap::bind(device, PgmapOptions::default()).unwrap();
-        let slow = Emulated::new(8 << 20, Emulated::DEFAULT_ALIGN_BYTES).unwrap();
+        let slow = Emulated::new(len_bytes, Emulated::DEFAULT_ALIGN_BYTES).unwrap();
         let device = slow.descriptor();
         let bench = Bench {
             device,
             space: space().unwrap(),
             index: service::run(|| space().unwrap().take_run_chunks(1)).unwrap(),
-            fast: bind(Arc::new(Dram::new(8 << 20, None).unwrap())),
+            slots,
+            fast: bind(Arc::new(Dram::new(len_bytes, None).unwrap())),
             slow: bind(Arc::new(slow)),
         };
-        service::run(|| bench.space.commit(bench.addr().addr(), SLOT_BYTES, &bench.fast)).unwrap();
+        service::run(|| bench.space.commit(bench.addr().addr(), slots * SLOT_BYTES, &bench.fast)).unwrap();
         bench
     }
 
@@ -81,13 +89,8 @@ impl Bench {
     }
 
     fn relocate(&self, kit: &'static Kit, ways: Ways, to: &Pgmap) -> Result<Relocated, Refusal> {
-        service::run(|| {
-            let expected = self.space.slot(self.index).lock().folio.unwrap();
-            let target = to.alloc_folio(Order::HUGE, Lifetime::Movable).unwrap();
-            let done = relocate(kit, ways, self.space, self.index, expected, target)?;
-            space::release(done.old.0, done.old.1);
-            Ok(done)
-        })
+        let expected = self.space.slot(self.index).lock().folio.unwrap();
+        relocate_one(kit, ways, self.space, self.index, expected, to)
     }
 
     /// Demotes the slot. Other tests fork, and a page that a child shares is only copied.
@@ -108,6 +111,44 @@ impl Bench {
         }
     }
 
+    /// Moves all slots as one batch, with a stage; says of each what came of it. Left folios are given back.
+    fn relocate_all(
+        &self,
+        kit: &'static Kit,
+        ways: Ways,
+        stage: &mut Stage,
+        to: &Pgmap,
+    ) -> Vec<Result<Times, Option<Refusal>>> {
+        service::run(|| {
+            let mut moves: Vec<Move> = (self.index..self.index + self.slots)
+                .map(|index| {
+                    let expected = self.space.slot(index).lock().folio.unwrap();
+                    Move::new(index, expected, to.alloc_folio(Order::HUGE, Lifetime::Movable).unwrap())
+                })
+                .collect();
+            relocate(kit, ways, self.space, stage, &mut moves);
+            let tell = |a_move: &mut Move| match a_move.tell() {
+                Told::Moved(done) => {
+                    let (old, mapping) = done.old.unwrap();
+                    space::release(old, mapping);
+                    Ok(done.times)
+                }
+                Told::Refused(refusal) => Err(Some(refusal)),
+                Told::Waits => Err(None),
+            };
+            moves.iter_mut().map(tell).collect()
+        })
+    }
+
+    /// The tiers in which the slots are: `f` and `s`.
+    fn tiers(&self) -> String {
+        let tier = |index| match self.space.slot(index).lock().mapping {
+            Mapping::Private => 'f',
+            _ => 's',
+        };
+        (self.index..self.index + self.slots).map(tier).collect()
+    }
+
     fn used(&self) -> (u64, u64) {
         (self.fast.stats().used_bytes >> 21, self.slow.stats().used_bytes >> 21)
     }
@@ -116,11 +157,36 @@ impl Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         service::run(|| {
-            self.space.decommit(self.addr().addr(), SLOT_BYTES);
+            self.space.decommit(self.addr().addr(), self.slots * SLOT_BYTES);
             self.space.give_run_chunks(self.index, 1);
         });
         assert_eq!(self.used(), (0, 0), "a folio was lost on the way");
     }
+}
+
+/// Moves one slot, as a batch of its own with a fresh stage, and gives the folio back that it leaves.
+fn relocate_one(
+    kit: &'static Kit,
+    ways: Ways,
+    space: &Space,
+    index: usize,
+    expected: RawFolio,
+    to: &Pgmap,
+) -> Result<Relocated, Refusal> {
+    service::run(|| {
+        let target = to.alloc_folio(Order::HUGE, Lifetime::Movable).unwrap();
+        let mut moves = [Move::new(index, expected, target)];
+        relocate(kit, ways, space, &mut Stage::new(), &mut moves);
+        match moves[0].tell() {
+            Told::Moved(done) => {
+                let (old, mapping) = done.old.unwrap();
+                space::release(old, mapping);
+                Ok(done)
+            }
+            Told::Refused(refusal) => Err(refusal),
+            Told::Waits => panic!("the first of a batch does not wait"),
+        }
+    })
 }
 
 /// Tells threads to stop when the test's body ends, by a panic too.
@@ -240,8 +306,7 @@ fn a_pinned_slot_and_one_that_changed_stay_where_they_are() {
     bench.space.slot(bench.index).lock().pins = 0;
     let seen = bench.space.slot(bench.index).lock().folio.unwrap();
     bench.demote(kit, kit.best()).unwrap();
-    let target = bench.fast.alloc_folio(Order::HUGE, Lifetime::Movable).unwrap();
-    let stale = service::run(|| relocate(kit, kit.best(), bench.space, bench.index, seen, target));
+    let stale = relocate_one(kit, kit.best(), bench.space, bench.index, seen, &bench.fast);
     assert_eq!(stale.err(), Some(Refusal::Gone));
     assert_eq!(bench.word(7).load(Ordering::Relaxed), 7);
     assert_eq!(bench.demote(kit, kit.best()).err(), Some(Refusal::Kind), "it is there already");
@@ -386,4 +451,146 @@ fn a_device_that_goes_in_a_promotion_fails_the_program_as_it_would_have_without(
         let read = unsafe { bus_error::guarded(addr..addr + SLOT_BYTES, read) };
         assert_eq!(read, Err(BusError { addr, is_damaged: false }), "not zeroes");
     }
+}
+
+/// Writes a word to some pages of every slot; returns what finds out whether they are still there.
+fn fill(bench: &Bench, salt: u64) -> impl Fn() -> bool + '_ {
+    let pages = move || (0..bench.slots * 512).step_by(7);
+    pages().for_each(|page| bench.word(page).store(page as u64 + salt, Ordering::Relaxed));
+    move || pages().all(|page| bench.word(page).load(Ordering::Relaxed) == page as u64 + salt)
+}
+
+#[test]
+fn a_batch_moves_together_and_leaves_its_pages_to_the_next() {
+    let Some(kit) = kit() else { return };
+    for ways in WAYS {
+        let (bench, mut stage) = (Bench::of_slots(MOST_MOVES), Stage::new());
+        for round in 0..3 {
+            let holds = fill(&bench, round);
+            let done = bench.relocate_all(kit, ways, &mut stage, &bench.slow);
+            // Another test's fork may have come between.
+            if done.contains(&Err(Some(Refusal::Forked))) {
+                continue;
+            }
+            assert!(done.iter().all(Result::is_ok), "{ways:?} {round}: {done:?}");
+            assert_eq!(bench.tiers(), "s".repeat(MOST_MOVES));
+            assert!(holds(), "{ways:?} {round}: demoted");
+            let kept = stage.kept_bytes();
+            assert!(ways.demote == DemoteWay::MoveOut || kept == 0, "nothing was moved out");
+            let done = bench.relocate_all(kit, ways, &mut stage, &bench.fast);
+            assert!(done.iter().all(Result::is_ok), "{ways:?} {round}: {done:?}");
+            assert_eq!((bench.tiers(), bench.used()), ("f".repeat(MOST_MOVES), (MOST_MOVES as u64, 0)));
+            assert!(holds(), "{ways:?} {round}: promoted");
+            if ways.promote == PromoteWay::MoveIn {
+                assert_eq!(stage.kept_bytes(), 0, "the pages are the slots' now");
+            }
+        }
+        stage.empty();
+        assert_eq!(stage.kept_bytes(), 0);
+    }
+}
+
+#[test]
+fn what_stands_in_the_way_of_one_slot_stops_no_other_of_its_batch() {
+    let Some(kit) = kit() else { return };
+    for ways in WAYS {
+        let (bench, mut stage) = (Bench::of_slots(7), Stage::new());
+        let holds = fill(&bench, 1);
+        let pin = |slots: &[usize], pins| {
+            slots.iter().for_each(|at| bench.space.slot(bench.index + at).lock().pins = pins);
+        };
+        pin(&[2, 6], 1);
+        let done = bench.relocate_all(kit, ways, &mut stage, &bench.slow);
+        if done.contains(&Err(Some(Refusal::Forked))) {
+            continue;
+        }
+        assert_eq!(bench.tiers(), "ssfsssf", "{ways:?}: {done:?}");
+        assert_eq!((&done[2], &done[6]), (&Err(Some(Refusal::Kept)), &Err(Some(Refusal::Kept))));
+        pin(&[2, 6], 0);
+        pin(&[1, 4], 1);
+        // Two of them are there already.
+        let done = bench.relocate_all(kit, ways, &mut stage, &bench.fast);
+        assert_eq!(bench.tiers(), "fsffsff", "{ways:?}: {done:?}");
+        assert_eq!(done[2], Err(Some(Refusal::Kind)));
+        pin(&[1, 4], 0);
+        assert!(holds(), "{ways:?}");
+        assert_eq!(bench.used(), (5, 2));
+    }
+}
+
+#[test]
+fn a_device_that_goes_in_the_middle_of_a_batch_takes_what_was_not_moved_yet() {
+    let Some(kit) = kit() else { return };
+    for ways in WAYS.iter().take(2) {
+        let (bench, mut stage) = (Bench::of_slots(6), Stage::new());
+        let _ = fill(&bench, 1);
+        let third = bench.addr().addr() + 2 * SLOT_BYTES;
+        let gone = sabotage::sabotage(third..third + SLOT_BYTES, Defect::DeviceGoes(bench.device));
+        let done = bench.relocate_all(kit, *ways, &mut stage, &bench.slow);
+        drop(gone);
+        if done.contains(&Err(Some(Refusal::Forked))) {
+            continue;
+        }
+        assert_eq!(bench.tiers(), "ssffff", "{ways:?}: {done:?}");
+        assert!(done[2..].iter().all(|done| matches!(done, Err(Some(Refusal::Unanswered(_))))), "{done:?}");
+        let is_there = |page: usize| bench.word(page).load(Ordering::Relaxed) == page as u64 + 1;
+        assert!((2 * 512..6 * 512).filter(|page| page % 7 == 0).all(is_there), "{ways:?}");
+    }
+}
+
+#[test]
+fn a_device_that_goes_while_neighbours_are_blocked_is_mapped_again_where_it_was() {
+    let Some(kit) = kit() else { return };
+    for ways in WAYS.iter().take(2) {
+        let (bench, mut stage) = (Bench::of_slots(6), Stage::new());
+        let _ = fill(&bench, 1);
+        let done = bench.relocate_all(kit, *ways, &mut stage, &bench.slow);
+        if done.contains(&Err(Some(Refusal::Forked))) {
+            continue;
+        }
+        let third = bench.addr().addr() + 2 * SLOT_BYTES;
+        let gone = sabotage::sabotage(third..third + SLOT_BYTES, Defect::DeviceGoes(bench.device));
+        let done = bench.relocate_all(kit, *ways, &mut stage, &bench.fast);
+        drop(gone);
+        assert_eq!(bench.tiers(), "ffssss", "{ways:?}: {done:?}");
+        let is_there = |page: usize| bench.word(page).load(Ordering::Relaxed) == page as u64 + 1;
+        assert!((0..2 * 512).filter(|page| page % 7 == 0).all(is_there), "{ways:?}");
+        for slot in 2..6 {
+            let byte = bench.addr().wrapping_add(slot * SLOT_BYTES);
+            // SAFETY: the slot is mapped.
+            let read = || _ = unsafe { byte.read_volatile() };
+            // SAFETY: a read drops nothing.
+            let read = unsafe { bus_error::guarded(byte.addr()..byte.addr() + SLOT_BYTES, read) };
+            assert_eq!(read, Err(BusError { addr: byte.addr(), is_damaged: false }), "not zeroes: {slot}");
+        }
+    }
+}
+
+#[test]
+fn a_fork_that_wants_to_begin_cuts_a_batch_short() {
+    let Some(kit) = kit() else { return };
+    let bench = Bench::of_slots(MOST_MOVES);
+    let (holds, stop) = (fill(&bench, 1), Stop(AtomicBool::new(false)));
+    let mut nr_waiting = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.is_set() {
+                crate::sync::gate::alone(|| ());
+            }
+        });
+        let _guard = stop.guard();
+        for round in 0..200 {
+            let to = if round % 2 == 0 { &bench.slow } else { &bench.fast };
+            let done = bench.relocate_all(kit, kit.best(), &mut Stage::new(), to);
+            assert_ne!(done[0], Err(None), "the first of a batch is always done");
+            let first = done.iter().position(|done| *done == Err(None)).unwrap_or(MOST_MOVES);
+            assert!(done[first..].iter().all(|done| *done == Err(None)), "{done:?}");
+            nr_waiting += MOST_MOVES - first;
+            if nr_waiting > 0 && round > 4 {
+                break;
+            }
+        }
+    });
+    assert!(nr_waiting > 0, "no batch was cut short");
+    assert!(holds());
 }

@@ -156,7 +156,7 @@ impl Pool {
         fork::register();
         let inner = Inner {
             policy: config.policy,
-            migrate: config.migrate,
+            migrate: config.migrate.clone(),
             space,
             tiers,
             sources,

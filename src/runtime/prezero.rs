@@ -63,7 +63,7 @@ fn start() -> Result<(), FolioError> {
     }
     // The thread takes locks that a child must find free.
     fork::register();
-    thread::spawn_own(fill, 0, Urgency::Background)?;
+    thread::spawn_own(fill, 0, Urgency::Background, None)?;
     *runs_in = std::process::id();
     Ok(())
 }

@@ -40,8 +40,8 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             time: Duration::from_secs(10),
-            config: "fast=64M slow=emulated:128M".to_owned(),
-            slots: 8,
+            config: "fast=64M slow=emulated:128M migrate=on,workers=2".to_owned(),
+            slots: 20,
             with_locks: true,
         }
     }
@@ -405,8 +405,15 @@ mod tests {
 
     #[test]
     fn a_protocol_without_its_first_step_is_caught() {
-        for defect in [Defect::NoBlock, Defect::NoBlank] {
-            let options = Options { time: Duration::from_secs(2), with_locks: false, ..Options::default() };
+        for (defect, workers) in
+            [Defect::NoBlock, Defect::NoBlank].into_iter().zip([1, 2]).chain([(Defect::NoBlock, 2)])
+        {
+            let options = Options {
+                time: Duration::from_secs(2),
+                with_locks: false,
+                config: format!("fast=64M slow=emulated:128M migrate=on,workers={workers}"),
+                ..Options::default()
+            };
             // A loss is a matter of chance: several tries, of which one must see it.
             let caught = (0..5).any(|_| check(&options, defect).is_none_or(|found| !found.is_clean()));
             assert!(caught, "{defect:?} went unnoticed");

@@ -139,6 +139,11 @@ impl Gate {
         }
     }
 
+    /// Whether the gate is not open. Relaxed: a hint.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.state.load(Ordering::Relaxed) != OPEN
+    }
+
     /// Says that the closer, of which `closer` is the kernel's number, goes on in code that is not ours.
     pub(crate) fn lend(&self, closer: u32) {
         // Relaxed: the store below publishes it.
@@ -229,6 +234,9 @@ mod open_always {
             true
         }
         pub(super) fn enter_lent(&self, _: usize) {}
+        pub(super) fn is_wanted(&self) -> bool {
+            false
+        }
         pub(super) fn close(&self) {}
         pub(super) fn lend(&self, _: u32) {}
         pub(super) fn take_back(&self) {}
@@ -259,6 +267,12 @@ pub(crate) fn run<T>(work: impl FnOnce() -> T) -> T {
 #[inline]
 pub(crate) fn is_inside() -> bool {
     HERE.with(|here| here.depth.get() > 0)
+}
+
+/// Whether somebody waits for all others to leave. For work inside the gate that takes long and can be cut short.
+#[inline]
+pub(crate) fn is_wanted() -> bool {
+    GATE.is_wanted()
 }
 
 /// Closes the gate for a fork and waits until no other thread is inside. The caller is not inside, and counts as

@@ -204,6 +204,14 @@ pub(crate) unsafe fn unlock(addr: NonNull<u8>, len_bytes: usize) -> Result<(), S
     if rc == 0 { Ok(()) } else { Err(SysError::last("munlock")) }
 }
 
+/// Gives `[addr, addr + len_bytes)` back to the kernel.
+///
+/// # Safety
+/// The range belongs to the caller, who does not use it again.
+pub(crate) unsafe fn unmap(addr: NonNull<u8>, len_bytes: usize) {
+    unmap_if_any(addr.as_ptr(), len_bytes);
+}
+
 /// Moves the mapping at `[from, from + len_bytes)` to `to`, replacing what is mapped there.
 ///
 /// # Safety

@@ -166,25 +166,56 @@ fn own_word(tid: pid_t) -> u64 {
     u64::from(std::process::id()) << 32 | u64::from(tid as u32)
 }
 
-/// Starts a thread of the library's own: all signals blocked, known to [`for_each_other`]. Returns when it runs.
+/// Processors.
+#[derive(Clone, Copy)]
+pub(crate) struct CpuSet(libc::cpu_set_t);
+
+impl CpuSet {
+    /// Collects processors, of numbers below 1024.
+    pub(crate) fn new(cpus: impl IntoIterator<Item = u16>) -> CpuSet {
+        // SAFETY: an all-zero set is a valid value.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        for cpu in cpus {
+            // SAFETY: checks the number against the size of the set.
+            unsafe { libc::CPU_SET(cpu.into(), &mut set) };
+        }
+        CpuSet(set)
+    }
+}
+
+/// Starts a thread of the library's own: all signals blocked, known to [`for_each_other`], on `cpus` only where given.
+/// Returns when it runs.
 ///
 /// # Errors
-/// The refusal of pthread_create, or `EAGAIN` when the library has as many as it can have.
+/// The refusal of pthread_create, `EAGAIN` when the library has as many as it can have, or the refusal of
+/// sched_setaffinity: `EINVAL` when there is none of the processors, or the process may use none of them.
 pub(crate) fn spawn_own(
     body: extern "C" fn(usize),
     argument: usize,
     urgency: Urgency,
+    cpus: Option<&CpuSet>,
 ) -> Result<(), SysError> {
-    struct Start {
+    const NO_PLACE: u32 = 2;
+    const NO_CPU: u32 = 3;
+    struct Start<'a> {
         body: extern "C" fn(usize),
         argument: usize,
         urgency: Urgency,
-        /// 0 until the thread runs; then 1, or 2 when there was no place for it.
+        cpus: Option<&'a CpuSet>,
+        /// 0 until the thread runs; then 1, [`NO_PLACE`] when there was none for it, or [`NO_CPU`].
         state: AtomicU32,
     }
     extern "C" fn run(start: *mut libc::c_void) -> *mut libc::c_void {
         // SAFETY: the starter keeps the structure until the state changes.
-        let start = unsafe { &*start.cast::<Start>() };
+        let start = unsafe { &*start.cast::<Start<'_>>() };
+        if let Some(cpus) = start.cpus {
+            // SAFETY: reads a set of this size; 0 is the calling thread.
+            if unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const cpus.0) } != 0 {
+                // Release: as below.
+                start.state.store(NO_CPU, Ordering::Release);
+                return std::ptr::null_mut();
+            }
+        }
         let (body, argument) = (start.body, start.argument);
         let word = own_word(own_id() as pid_t);
         let is_stale = |own: u64| own >> 32 != word >> 32;
@@ -200,7 +231,7 @@ pub(crate) fn spawn_own(
             let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, WAITED_FOR_NICE) };
         }
         // Release: pairs with the Acquire of the starter, whose structure is gone after it.
-        start.state.store(if has_place { 1 } else { 2 }, Ordering::Release);
+        start.state.store(if has_place { 1 } else { NO_PLACE }, Ordering::Release);
         if has_place {
             body(argument);
             // Not known any more; the number may be another thread's soon.
@@ -210,7 +241,7 @@ pub(crate) fn spawn_own(
         }
         std::ptr::null_mut()
     }
-    let start = Start { body, argument, urgency, state: AtomicU32::new(0) };
+    let start = Start { body, argument, urgency, cpus, state: AtomicU32::new(0) };
     // SAFETY: all-zero sets are valid values.
     let (mut all, mut former): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
     // SAFETY: the set is a local.
@@ -237,6 +268,7 @@ pub(crate) fn spawn_own(
     }
     match start.state.load(Ordering::Acquire) {
         1 => Ok(()),
+        NO_CPU => Err(SysError { call: "sched_setaffinity", errno: libc::EINVAL }),
         _ => Err(SysError { call: "pthread_create", errno: libc::EAGAIN }),
     }
 }

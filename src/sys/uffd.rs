@@ -324,18 +324,24 @@ fn in_steps(
         done += usize::try_from(progress).unwrap_or(0);
         match outcome {
             Ok(()) => return Ok(()),
-            Err(SysError { errno: libc::EAGAIN | libc::EINTR, .. }) => {}
+            Err(SysError { errno: libc::EAGAIN | libc::EINTR, .. }) => give_way(),
             Err(refusal) => return Err(MoveStopped { moved_bytes: done, refusal }),
         }
     }
     Ok(())
 }
 
+/// Lets others run: the kernel interrupts itself while an event waits to be read, and its reader may want this processor.
+fn give_way() {
+    // SAFETY: takes no argument.
+    unsafe { libc::sched_yield() };
+}
+
 /// Makes a call that is repeated whole while the kernel interrupts it.
 fn call<T>(fd: RawFd, request: libc::c_ulong, arg: *mut T, name: &'static str) -> Result<(), SysError> {
     loop {
         match try_call(fd, request, arg, name) {
-            Err(SysError { errno: libc::EAGAIN | libc::EINTR, .. }) => {}
+            Err(SysError { errno: libc::EAGAIN | libc::EINTR, .. }) => give_way(),
             outcome => return outcome,
         }
     }

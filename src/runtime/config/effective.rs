@@ -248,6 +248,9 @@ impl Effective {
         if let Some(Err(error)) = config.stats.as_ref().map(super::StatsTarget::check) {
             return wrong(Key::Stats, error);
         }
+        if let Err(error) = config.migrate.check() {
+            return wrong(Key::Migrate, error);
+        }
         if config.policy.needs_slow() && config.slow.is_empty() {
             let at = self.origin(Key::Policy).clone();
             return Err(ConfigError::NoSlowDevice { at, policy: config.policy });

@@ -4,6 +4,7 @@
 //! value, apart from where it stands. Each prints as one message for a terminal: what was seen, what is allowed
 //! and a value that would do. What was seen is quoted and cut to a sensible length.
 
+use super::migrate::Workers;
 use super::{Key, Origin};
 use crate::device::DeviceSpecError;
 use crate::error::SysError;
@@ -283,6 +284,30 @@ pub enum ValueError {
     /// Neither `on` nor `off`.
     #[error("{text:?} is not a choice: write on or off")]
     UnknownSwitch {
+        /// What was read.
+        text: String,
+    },
+    /// Something behind a comma that is not an option of `migrate`.
+    #[error("{text:?} is not an option: write workers=N or cpus=LIST, such as on,workers=2,cpus=0-3,8")]
+    UnknownWorkersOption {
+        /// What was read.
+        text: String,
+    },
+    /// An option of `migrate` twice.
+    #[error("there are two {option} options")]
+    WorkersTwice {
+        /// The option.
+        option: &'static str,
+    },
+    /// Not a number of threads that there can be.
+    #[error("{text:?} is not a number of threads: write one from 1 to {}", Workers::MOST)]
+    NotAWorkerCount {
+        /// What was read.
+        text: String,
+    },
+    /// Not processors.
+    #[error("{text:?} are no processors: write numbers up to {}, such as 0-3,8", Workers::LAST_CPU)]
+    NotCpus {
         /// What was read.
         text: String,
     },

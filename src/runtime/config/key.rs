@@ -80,7 +80,7 @@ impl Key {
             Key::Policy => "interleave=3:1",
             Key::Stats => "/tmp/stats.%p.json",
             Key::OnError => "stop",
-            Key::Migrate => "off",
+            Key::Migrate => "on,workers=2",
         }
     }
 

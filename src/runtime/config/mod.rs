@@ -7,7 +7,7 @@
 //! | `policy` | `DAXTIER_POLICY` | `fill` (default), `interleave=F:S`, `bind=TIER`, `preferred=TIER` |
 //! | `stats` | `DAXTIER_STATS` | a path (`%p` is the process id), or `-` or `stderr`; none by default |
 //! | `on_error` | `DAXTIER_ON_ERROR` | `stop` (default) or `passthrough` |
-//! | `migrate` | `DAXTIER_MIGRATE` | `on` (default) or `off` |
+//! | `migrate` | `DAXTIER_MIGRATE` | `on[,workers=N][,cpus=LIST]` (default `on`: one thread, on any processor) or `off` |
 //!
 //! `DAXTIER_CONF` holds several at once, `fast=64M slow=emulated:2G`, or `@FILE`; the single variables stand
 //! above it. [`Config`] is the result, [`Effective`] the same with the [`Origin`] of each setting,
@@ -18,6 +18,7 @@ mod effective;
 mod error;
 mod key;
 mod memory;
+mod migrate;
 mod text;
 mod value;
 
@@ -25,7 +26,8 @@ pub use effective::{Effective, Origin};
 pub use error::{ConfigError, EXIT_CONFIG, ValueError};
 pub use key::{CONF, INTERNAL_PREFIX, Key, PREFIX, RUN_PID, VARIABLES};
 pub use memory::{AvailableMemory, CgroupLimit};
-pub use value::{FastSize, MIN_TIER_BYTES, Migrate, OnError, SLOT_BYTES, SlowSpec, StatsTarget};
+pub use migrate::{Migrate, Workers};
+pub use value::{FastSize, MIN_TIER_BYTES, OnError, SLOT_BYTES, SlowSpec, StatsTarget};
 
 use crate::policy::Policy;
 use std::fmt;
@@ -127,7 +129,7 @@ impl fmt::Display for Config {
             let value = effective.value(key);
             let is_default = match key {
                 Key::Fast => self.fast == FastSize::Default,
-                Key::Migrate => self.migrate == Migrate::On,
+                Key::Migrate => self.migrate == Migrate::default(),
                 _ => false,
             };
             if value.is_empty() || is_default {

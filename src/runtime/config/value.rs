@@ -303,37 +303,6 @@ impl fmt::Display for OnError {
     }
 }
 
-/// Whether memory may be moved between the tiers after it was placed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Migrate {
-    /// It is moved when the program asks for it. Nothing moves by itself.
-    #[default]
-    On,
-    /// It stays where it is, and requests to move it are refused.
-    Off,
-}
-
-impl FromStr for Migrate {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<Migrate, ValueError> {
-        match text.trim() {
-            "on" => Ok(Migrate::On),
-            "off" => Ok(Migrate::Off),
-            other => Err(ValueError::UnknownSwitch { text: cut(other) }),
-        }
-    }
-}
-
-impl fmt::Display for Migrate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Migrate::On => "on",
-            Migrate::Off => "off",
-        })
-    }
-}
-
 fn check_tier_bytes(bytes: u64) -> Result<(), ValueError> {
     if bytes > i64::MAX as u64 {
         return Err(SizeError::TooLarge { text: bytes.to_string() }.into());

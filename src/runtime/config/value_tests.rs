@@ -1,6 +1,7 @@
 use super::*;
 use crate::policy::Policy;
 use crate::runtime::config::{Config, Key};
+use crate::runtime::config::{Migrate, Workers};
 use proptest::prelude::*;
 
 const M: u64 = 1 << 20;
@@ -158,7 +159,10 @@ fn config() -> impl Strategy<Value = Config> {
         "[^\\pC]{1,40}[^\\pC\\pZ/.]".prop_map(|path| StatsTarget::File(path.into()))
     ]);
     let on_error = prop_oneof![Just(OnError::Stop), Just(OnError::Passthrough)];
-    let migrate = prop_oneof![Just(Migrate::On), Just(Migrate::Off)];
+    let cpus =
+        proptest::collection::vec((0u16..1000, 0u16..20).prop_map(|(cpu, more)| cpu..=cpu + more), 0..3);
+    let workers = (1..=Workers::MOST, cpus).prop_map(|(count, cpus)| Workers::new(count, cpus).unwrap());
+    let migrate = prop_oneof![workers.prop_map(Migrate::On), Just(Migrate::Off)];
     (fast, proptest::collection::vec(slow_spec(), 1..4), policy, stats, on_error, migrate).prop_map(
         |(fast, slow, policy, stats, on_error, migrate)| {
             let policy: Policy = policy.parse().unwrap();
@@ -176,7 +180,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_the_parser_panic(text in any::<String>(), key in 0usize..5, value in any::<String>()) {
+    fn no_text_makes_the_parser_panic(text in any::<String>(), key in 0usize..6, value in any::<String>()) {
         let _ = Config::parse(text.trim_start_matches('@')).map_err(|error| error.to_string());
         let word = format!("{}={value}", Key::ALL[key].name());
         let _ = Config::parse(&word).map_err(|error| error.to_string());
@@ -187,7 +191,7 @@ proptest! {
         name in proptest::collection::vec(any::<u8>(), 0..12),
         value in "[-0-9a-zA-Z/:;,=+%.@ \"\\\\]{0,30}",
         raw in proptest::collection::vec(any::<u8>(), 0..30),
-        key in 0usize..5,
+        key in 0usize..6,
     ) {
         let name = [b"DAXTIER_".as_slice(), &name].concat();
         prop_assume!(name != b"DAXTIER_CONF");

@@ -1,9 +1,29 @@
 //! The engine that moves memory between tiers: a queue, threads that work it off, and what came of it.
 //!
 //! One engine serves the process. It starts at the first request: a reader of the userfaultfd, without which a
-//! promotion would not end, and one worker. A [`Request`] is a range of slots and a tier; the worker takes one slot after the
-//! other, looks at what stands in its way, takes a folio in the tier, and lets [`migrate::relocate`] do the rest. There
-//! is no policy here: nothing moves that nobody asked for. Uses `migrate`, `space` and the pools' tiers; used by the pool.
+//! promotion would not end, and workers, as many and on such processors as the configuration of the pool says whose request
+//! that is. A [`Request`] is a range of slots and a tier; a worker takes a batch of them ([`queue`]), looks at what stands in
+//! its way ([`look`]), takes folios in the tier, and lets [`migrate::relocate`] do the rest ([`worker`]). There is no policy
+//! here: nothing moves that nobody asked for. Uses `migrate`, `space` and the pools' tiers; used by the pool.
+//!
+//! # Who has what
+//! | what | whose | until |
+//! |---|---|---|
+//! | a slot that somebody wants moved | the first request's that names it (Q2 of [`queue`]) | something has come of it |
+//! | a batch, 16 neighbours at most | the one worker's that took it (Q1) | something has come of each slot |
+//! | a slot's state and mapping | the worker's that holds the slot's lock, which it takes for one slot, or the few that it blocks together, in ascending order | the slot is released; nothing is blocked when a worker takes a lock |
+//! | the stage, the alias, the blanks | one worker's | the stage for good, the others as long as the batch |
+//! | the userfaultfds | all workers', which use them for slots and stages of their own | the end of the process |
+//! | a folio that a promotion has left | the quarantine's | its time is up, and a demotion or its tier takes it |
+//!
+//! - *Pins*: `pin` sets them under the slot's lock, under which a worker looks at them last. So when it returns no worker
+//!   has the slot blocked, and none will.
+//! - *Fork*: a worker is in service from taking a batch to noting what came of it, so no fork finds a slot on the move. A
+//!   worker whose batch is under way when a fork wants to begin leaves service after the slots that it has blocked, and takes the
+//!   rest of the batch up afterwards.
+//! - *Cancel*: looked at before each batch. One that is under way is ended.
+//! - *Budget*: every batch is charged when it ends, and none begins before what was moved is paid for. So workers together keep to
+//!   it, but for a batch each.
 //!
 //! # Protocol
 //! The threads have tables of descriptors of their own, where the kernel lets them: the userfaultfds are in these alone, out of
@@ -12,47 +32,45 @@
 //!
 //! `STATE` is locked in service only, so it is free at a fork. A forked child has none of the threads: the state
 //! remembers the process that it is of, and begins anew at the child's first request. A worker sleeps on `WORK`, which
-//! every submission changes.
+//! changes with everything that it may wait for: a submission, the end of a request that others wait for, another budget.
 
+mod look;
+mod quarantine;
+mod queue;
 mod request;
 mod stats;
+mod worker;
 
+pub(super) use quarantine::set_quarantine;
+pub(super) use queue::MOST_REQUESTS;
 pub(crate) use request::Request;
 pub use request::Ticket;
 pub use stats::{Histogram, MigrationCounts, MigrationStats, Outcome};
 
-use super::source::Tiers;
-use crate::device::DeviceKind;
+use super::config::Workers;
 use crate::error::SysError;
-use crate::folio::RawFolio;
-use crate::migrate::{self, DemoteWay, Kit, Refusal, Ways};
-use crate::space::{self, Mapping, SLOT_BYTES, Space};
+use crate::folio::Folio;
+use crate::migrate::{self, Kit, MOST_MOVES};
+use crate::space::SLOT_BYTES;
 use crate::sync::{StaticMutex, service};
 use crate::sys::descriptors::{self, Own};
-use crate::sys::thread::{self, Urgency};
-use crate::sys::{futex, page, pinners, stdio};
+use crate::sys::thread::{self, CpuSet, Urgency};
+use crate::sys::{futex, page, stdio};
 use crate::units::PAGE_SIZE;
+use quarantine::Quarantine;
+use queue::{Batch, Queue};
 use stats::Figures;
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-
-/// How many requests wait at most.
-pub(super) const MOST_REQUESTS: usize = 64;
-/// How long a slow folio stays out of use after a promotion: a device may still read it.
-const QUARANTINE: Duration = Duration::from_secs(2);
-/// How old a look at the process's descriptors and mappings may be.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// Mappings that are left to the program.
-const MARGIN: usize = 4096;
+use worker::Worker;
 
 /// Why nothing can be moved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Unavailable {
     /// The kernel refuses a userfaultfd, or its features.
     Userfaultfd(SysError),
-    /// The kernel refuses a thread.
+    /// The kernel refuses a thread, or its processors.
     Thread(SysError),
     /// The queue is full.
     Busy,
@@ -62,20 +80,27 @@ struct State {
     /// The process that this is the state of; 0 before the first request.
     pid: u32,
     kit: Option<&'static Kit>,
-    queue: VecDeque<Arc<Request>>,
-    /// Slow folios that were left by promotions, the oldest first.
-    quarantine: VecDeque<(Instant, RawFolio, Mapping)>,
+    queue: Queue,
+    quarantine: Quarantine,
+    /// When what was moved is paid for.
+    paced: Option<Instant>,
 }
 
-static STATE: StaticMutex<State> =
-    StaticMutex::new(State { pid: 0, kit: None, queue: VecDeque::new(), quarantine: VecDeque::new() });
-/// Changes with every submission. Release there, Acquire in the worker: who sees the change finds the request.
+static STATE: StaticMutex<State> = StaticMutex::new(State {
+    pid: 0,
+    kit: None,
+    queue: Queue::new(),
+    quarantine: Quarantine::new(),
+    paced: None,
+});
+/// Changes with everything that a worker may wait for. Release there, Acquire in the worker: who sees the change finds what
+/// came with it.
 static WORK: AtomicU32 = AtomicU32::new(0);
+/// How many workers there are. Relaxed: written before they start.
+static CREW: AtomicU32 = AtomicU32::new(0);
 static FIGURES: Figures = Figures::new();
 /// Bytes a second; 0 for no limit. Relaxed: a setting for itself.
 static BUDGET: AtomicU64 = AtomicU64::new(0);
-/// Milliseconds that a slow folio is quarantined. Relaxed: a setting for itself.
-static QUARANTINE_MS: AtomicU64 = AtomicU64::new(QUARANTINE.as_millis() as u64);
 /// Whether nothing moves any more. Relaxed: a flag for itself.
 static HAS_GIVEN_UP: AtomicBool = AtomicBool::new(false);
 /// How many threads have set themselves up ([`SET_UP`] each), and how ([`IN_OWN_TABLE`], [`WITHOUT_KIT`]). Release by the
@@ -84,25 +109,18 @@ static SET_UPS: AtomicU32 = AtomicU32::new(0);
 const SET_UP: u32 = 1;
 const IN_OWN_TABLE: u32 = 1 << 8;
 const WITHOUT_KIT: u32 = 1 << 16;
-/// The threads of an engine.
-const NR_THREADS: u32 = 2;
-/// Whether the program was ever seen with a descriptor that pins memory. Never taken back: what it pinned may stay
-/// pinned after the descriptor is gone.
-static MAY_PIN: AtomicBool = AtomicBool::new(false);
 
 /// Limits how many bytes are moved a second; 0 for no limit.
 pub(super) fn set_budget(bytes_per_second: u64) {
     BUDGET.store(bytes_per_second, Ordering::Relaxed);
-}
-
-/// Sets how long a slow folio stays out of use after a promotion.
-pub(super) fn set_quarantine(time: Duration) {
-    QUARANTINE_MS.store(time.as_millis() as u64, Ordering::Relaxed);
+    service::run(|| STATE.lock().paced = None);
+    tell_workers(i32::MAX);
 }
 
 /// Returns what came of all requests of this process.
 pub(super) fn stats() -> MigrationStats {
-    FIGURES.snapshot()
+    let is_ours = service::run(|| STATE.lock().pid == std::process::id());
+    if is_ours { FIGURES.snapshot() } else { MigrationStats::default() }
 }
 
 /// Returns how long the last move took: blocked, and in all.
@@ -110,56 +128,67 @@ pub(super) fn last_times() -> (Duration, Duration) {
     FIGURES.last_times()
 }
 
-/// Queues a request, starting the engine if need be. Runs in service.
-pub(super) fn submit(request: Arc<Request>) -> Result<(), Unavailable> {
+/// Queues a request, starting the engine with `workers` if need be. Runs in service.
+pub(super) fn submit(request: Arc<Request>, workers: &Workers) -> Result<(), Unavailable> {
+    let is_short = request.is_short();
     let mut state = STATE.lock();
-    start(&mut state)?;
-    if state.queue.len() >= MOST_REQUESTS {
+    start(&mut state, workers)?;
+    if !state.queue.push(request) {
         return Err(Unavailable::Busy);
     }
-    state.queue.push_back(request);
     drop(state);
-    WORK.fetch_add(1, Ordering::Release);
-    futex::wake(&WORK, i32::MAX);
+    tell_workers(if is_short { 1 } else { i32::MAX });
     Ok(())
 }
 
 /// Opens the descriptors and starts the threads, once a process.
-fn start(state: &mut State) -> Result<(), Unavailable> {
+fn start(state: &mut State, workers: &Workers) -> Result<(), Unavailable> {
     let pid = std::process::id();
     if state.pid == pid && state.kit.is_some() {
         return Ok(());
     }
     // The parent's requests and folios are the parent's, and dropping them would touch what is not ours.
-    std::mem::forget(std::mem::take(&mut state.queue));
-    std::mem::forget(std::mem::take(&mut state.quarantine));
+    std::mem::forget(std::mem::replace(&mut state.queue, Queue::new()));
+    std::mem::forget(std::mem::replace(&mut state.quarantine, Quarantine::new()));
+    state.paced = None;
+    if state.pid != pid {
+        FIGURES.reset();
+    }
     if let Some(parents) = state.kit.take() {
         parents.descriptors().into_iter().for_each(Own::close);
     }
     let kit = leak(Kit::open().map_err(Unavailable::Userfaultfd)?).map_err(Unavailable::Userfaultfd)?;
-    start_threads(kit).map_err(Unavailable::Thread)?;
+    if let Err(refusal) = start_threads(kit, workers) {
+        kit.descriptors().into_iter().for_each(Own::close);
+        return Err(Unavailable::Thread(refusal));
+    }
     HAS_GIVEN_UP.store(false, Ordering::Relaxed);
-    state.queue.reserve(MOST_REQUESTS);
+    state.queue.reserve();
     state.kit = Some(kit);
     state.pid = pid;
     Ok(())
 }
 
 /// Starts the threads and waits until they have the kit's descriptors, each in a table of its own if it can be.
-fn start_threads(kit: &'static Kit) -> Result<(), SysError> {
+fn start_threads(kit: &'static Kit, workers: &Workers) -> Result<(), SysError> {
     SET_UPS.store(0, Ordering::Relaxed);
-    for body in [read as extern "C" fn(usize), work] {
-        thread::spawn_own(body, std::ptr::from_ref(kit) as usize, Urgency::WaitedFor)?;
+    CREW.store(workers.count().into(), Ordering::Relaxed);
+    let nr_threads = 1 + u32::from(workers.count());
+    let kit_addr = std::ptr::from_ref(kit).expose_provenance();
+    let cpus = workers.cpus().next().map(|_| CpuSet::new(workers.cpus()));
+    for _ in 1..nr_threads {
+        thread::spawn_own(work, kit_addr, Urgency::WaitedFor, cpus.as_ref())?;
     }
+    thread::spawn_own(read, kit_addr, Urgency::WaitedFor, None)?;
     let mut seen = SET_UPS.load(Ordering::Acquire);
-    while seen % IN_OWN_TABLE < NR_THREADS * SET_UP {
+    while seen % IN_OWN_TABLE < nr_threads * SET_UP {
         futex::wait(&SET_UPS, seen, None);
         seen = SET_UPS.load(Ordering::Acquire);
     }
     if seen >= WITHOUT_KIT {
         return Err(SysError { call: "userfaultfd", errno: libc::EBADF });
     }
-    if seen / IN_OWN_TABLE == NR_THREADS {
+    if seen / IN_OWN_TABLE == nr_threads {
         // Nobody needs them in this one any more.
         kit.descriptors().into_iter().for_each(Own::leave_common_table);
     }
@@ -206,25 +235,12 @@ extern "C" fn read(kit: usize) {
     }
 }
 
-/// The worker's thread.
+/// A worker's thread.
 extern "C" fn work(kit: usize) {
     let kit = kit_of(kit);
-    if !set_up(kit) {
-        return;
-    }
-    let mut look = Look::new();
-    loop {
-        // Acquire: pairs with the Release of `submit`.
-        let seen = WORK.load(Ordering::Acquire);
-        match service::run(|| step(kit, &mut look)) {
-            Step::Moved => {
-                if let Some(bytes) = std::num::NonZeroU64::new(BUDGET.load(Ordering::Relaxed)) {
-                    std::thread::sleep(Duration::from_secs_f64(SLOT_BYTES as f64 / bytes.get() as f64));
-                }
-            }
-            Step::Looked => {}
-            Step::Idle(limit) => futex::wait(&WORK, seen, limit),
-        }
+    let nr_workers = CREW.load(Ordering::Relaxed) as usize;
+    if set_up(kit) {
+        Worker::new(kit, nr_workers).run();
     }
 }
 
@@ -233,195 +249,84 @@ fn kit_of(kit: usize) -> &'static Kit {
     unsafe { &*std::ptr::with_exposed_provenance::<Kit>(kit) }
 }
 
-/// What a worker did.
-enum Step {
-    /// It moved a slot.
-    Moved,
-    /// It looked at a slot, or took care of the queue.
-    Looked,
-    /// There is nothing to do, until then.
-    Idle(Option<Duration>),
+/// Takes a batch out of the queue, or says when there may be one again. Runs in service.
+fn next_batch() -> Result<Batch, Option<Duration>> {
+    let mut state = STATE.lock();
+    let budget = BUDGET.load(Ordering::Relaxed);
+    let now = Instant::now();
+    if budget > 0
+        && let Some(wait) = state.paced.and_then(|paced| paced.checked_duration_since(now))
+        && !wait.is_zero()
+    {
+        return Err(Some(wait));
+    }
+    // A hundredth of a second's worth, so that a small budget is not spent in bursts.
+    let most = if budget == 0 { MOST_MOVES } else { (budget / 100) as usize / SLOT_BYTES };
+    state.queue.take(most).ok_or(None)
 }
 
-/// Does one slot of the first request. Runs in service.
-fn step(kit: &'static Kit, look: &mut Look) -> Step {
-    let (request, due, next_due) = {
+/// Takes note of a batch that was worked off as far as it could be: of the budget, and for workers that wait for the end of
+/// its request.
+fn end_batch(request: &Request, nr_moved: usize) {
+    let budget = BUDGET.load(Ordering::Relaxed);
+    if budget > 0 {
         let mut state = STATE.lock();
-        let age = Duration::from_millis(QUARANTINE_MS.load(Ordering::Relaxed));
-        let due = state.quarantine.front().is_some_and(|(left, ..)| left.elapsed() >= age);
-        let due = if due { state.quarantine.pop_front() } else { None };
-        let next_due = state.quarantine.front().map(|(left, ..)| age.saturating_sub(left.elapsed()));
-        (state.queue.front().cloned(), due, next_due)
-    };
-    if let Some((_, raw, mapping)) = due {
-        space::release(raw, mapping);
+        let now = Instant::now();
+        let paced = state.paced.map_or(now, |paced| paced.max(now));
+        let cost = Duration::from_secs_f64((nr_moved * SLOT_BYTES) as f64 / budget as f64);
+        state.paced = Some(paced + cost);
     }
-    let Some(request) = request else {
-        return if due.is_some() { Step::Looked } else { Step::Idle(next_due) };
-    };
-    let Some(index) = request.next_slot() else {
+    if request.is_done() && CREW.load(Ordering::Relaxed) > 1 {
+        tell_workers(i32::MAX);
+    }
+}
+
+/// Wakes workers that found nothing to do.
+fn tell_workers(most: i32) {
+    // Release: pairs with the Acquire in `Worker::run`.
+    WORK.fetch_add(1, Ordering::Release);
+    futex::wake(&WORK, most);
+}
+
+/// Takes folios of the request's tier for as many slots: such as promotions have left, else fresh ones.
+fn take_targets(request: &Request, targets: &mut [Option<Folio>]) {
+    let tiers = request.tiers();
+    {
         let mut state = STATE.lock();
-        if state.queue.front().is_some_and(|front| Arc::ptr_eq(front, &request)) {
-            state.queue.pop_front();
+        for target in targets.iter_mut() {
+            *target = state.quarantine.take(|pgmap| tiers.tier_of(pgmap) == Some(request.to));
+            if target.is_none() {
+                break;
+            }
         }
-        return Step::Looked;
-    };
-    let outcome = if request.is_cancelled() {
-        Outcome::Cancelled
-    } else {
-        look.refresh();
-        move_slot(kit, look, &request.tiers, request.to, index)
-    };
-    FIGURES.note(outcome);
-    request.note(outcome);
-    request.tiers.publish();
-    if outcome == Outcome::Moved { Step::Moved } else { Step::Looked }
-}
-
-/// Moves one slot to a tier, if nothing stands in the way.
-fn move_slot(kit: &'static Kit, look: &mut Look, tiers: &Tiers, to: usize, index: usize) -> Outcome {
-    let Some(space) = space::existing() else { return Outcome::Gone };
-    let (raw, mapping, pins) = {
-        let state = space.slot(index).lock();
-        (state.folio, state.mapping, state.pins)
-    };
-    let Some(raw) = raw else { return Outcome::Gone };
-    let Some(from) = tiers.tier_of(raw.pgmap()) else { return Outcome::Gone };
-    if from == to {
-        return Outcome::Already;
     }
-    if pins > 0 {
-        return Outcome::Kept;
-    }
-    if HAS_GIVEN_UP.load(Ordering::Relaxed) {
-        return Outcome::Device;
-    }
-    let ways = match (mapping, look.may_pin) {
-        (Mapping::Shared, true) => return Outcome::DirectIo,
-        (Mapping::Private, true) if kit.best().demote != DemoteWay::MoveOut => return Outcome::DirectIo,
-        _ => kit.best(),
-    };
-    if look.is_at_limit() {
-        return Outcome::MapLimit;
-    }
-    let is_dax = [from, to].iter().any(|&tier| tiers.as_slice()[tier].kind() == DeviceKind::Dax);
-    if is_dax && pinners::huge_pages_are_off() {
-        return Outcome::Device;
-    }
-    let attempt = |ways| attempt(kit, ways, tiers, to, space, index, raw);
-    let outcome = attempt(ways);
-    match outcome {
-        // What a child shares can't be moved out, only copied; nothing is pinned, as far as anybody can see.
-        Outcome::Forked if mapping == Mapping::Private && !look.may_pin => {
-            attempt(Ways { demote: DemoteWay::Protect, ..ways })
+    for target in targets.iter_mut().filter(|target| target.is_none()) {
+        *target = tiers.take_in(request.to);
+        if target.is_none() {
+            break;
         }
-        other => other,
     }
 }
 
-fn attempt(
-    kit: &'static Kit,
-    ways: Ways,
-    tiers: &Tiers,
-    to: usize,
-    space: &Space,
-    index: usize,
-    raw: RawFolio,
-) -> Outcome {
-    let Some(target) = tiers.take_in(to) else { return Outcome::NoSpace };
-    match migrate::relocate(kit, ways, space, index, raw, target) {
-        Ok(done) => {
-            let (old, mapping) = done.old;
-            if mapping == Mapping::Shared {
-                STATE.lock().quarantine.push_back((Instant::now(), old, mapping));
-            } else {
-                space::release(old, mapping);
-            }
-            FIGURES.note_times(done.times.blocked, done.times.total);
-            Outcome::Moved
-        }
-        Err(refusal) => {
-            if refusal == Refusal::Lost {
-                give_up();
-            }
-            Outcome::of(&refusal)
+/// Gives quarantined folios back that nobody wanted. Returns when the next is going to be one. Runs in service.
+fn release_due() -> Option<Duration> {
+    loop {
+        let unwanted = STATE.lock().quarantine.take_unwanted();
+        match unwanted {
+            Ok(raw) => quarantine::release(raw),
+            Err(wait) => return wait,
         }
     }
 }
 
 /// Gives the quarantined folios of some pgmaps back. For a pool that closes. Runs in service.
 pub(super) fn end_quarantine(is_of_pool: impl Fn(u16) -> bool) {
-    let mut ended = Vec::new();
-    {
+    let ended = {
         let mut state = STATE.lock();
         if state.pid != std::process::id() {
             return;
         }
-        state.quarantine.retain(|&(_, raw, mapping)| {
-            let ends = is_of_pool(raw.pgmap());
-            if ends {
-                ended.push((raw, mapping));
-            }
-            !ends
-        });
-    }
-    ended.into_iter().for_each(|(raw, mapping)| space::release(raw, mapping));
-}
-
-/// What the worker knows of the process, at most [`LOOK_AGAIN`] old.
-struct Look {
-    seen: Option<Instant>,
-    may_pin: bool,
-    /// How many more mappings there may be.
-    room: usize,
-}
-
-impl Look {
-    fn new() -> Look {
-        Look { seen: None, may_pin: false, room: 0 }
-    }
-
-    fn refresh(&mut self) {
-        if self.seen.is_some_and(|seen| seen.elapsed() < LOOK_AGAIN) {
-            return;
-        }
-        if !descriptors::all_are_there() {
-            give_up();
-        }
-        if !MAY_PIN.load(Ordering::Relaxed) && pinners::may_pin() {
-            MAY_PIN.store(true, Ordering::Relaxed);
-        }
-        self.may_pin = MAY_PIN.load(Ordering::Relaxed);
-        // Where it can't be counted the kernel's own refusal has to do, which leaves everything in place.
-        self.room = pinners::mappings()
-            .map_or(usize::MAX, |(count, limit)| limit.saturating_sub(count + MARGIN.min(limit / 8)));
-        self.seen = Some(Instant::now());
-    }
-
-    /// Whether a move could take a mapping that is left to the program. Each move may split one in three.
-    fn is_at_limit(&mut self) -> bool {
-        const A_MOVE: usize = 4;
-        if self.room < A_MOVE {
-            return true;
-        }
-        self.room -= 2;
-        false
-    }
-}
-
-impl Outcome {
-    fn of(refusal: &Refusal) -> Outcome {
-        match refusal {
-            Refusal::Gone => Outcome::Gone,
-            Refusal::Kept => Outcome::Kept,
-            Refusal::Kind => Outcome::Kind,
-            Refusal::Pinned => Outcome::Pinned,
-            Refusal::Forked => Outcome::Forked,
-            Refusal::Locked => Outcome::Locked,
-            Refusal::MapLimit => Outcome::MapLimit,
-            Refusal::NoMemory => Outcome::NoMemory,
-            Refusal::Device | Refusal::Lost | Refusal::Unanswered(_) => Outcome::Device,
-            Refusal::Sys(_) => Outcome::Refused,
-        }
-    }
+        state.quarantine.take_all(is_of_pool)
+    };
+    ended.into_iter().for_each(quarantine::release);
 }

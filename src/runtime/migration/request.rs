@@ -2,6 +2,7 @@
 
 use super::super::source::Tiers;
 use super::stats::{MigrationCounts, NR_OUTCOMES, Outcome};
+use crate::migrate::MOST_MOVES;
 use crate::sys::futex;
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,11 +11,11 @@ use std::time::{Duration, Instant};
 
 /// Slots to move to a tier.
 pub(crate) struct Request {
-    pub(super) tiers: Arc<Tiers>,
+    tiers: Arc<Tiers>,
     /// The tier's number.
     pub(super) to: usize,
     slots: Range<usize>,
-    /// The next slot that a worker takes. Relaxed: each value is taken once, and nothing goes with it.
+    /// The next slot that is handed out. Relaxed: the engine's lock is held.
     next: AtomicUsize,
     /// Slots that nothing has come of yet. The Release of the last decrement publishes the counts.
     left: AtomicUsize,
@@ -39,10 +40,32 @@ impl Request {
         }
     }
 
-    /// Hands out the next slot, each once.
-    pub(super) fn next_slot(&self) -> Option<usize> {
-        let next = self.next.fetch_add(1, Ordering::Relaxed);
-        (next < self.slots.end).then_some(next)
+    pub(super) fn tiers(&self) -> &Tiers {
+        &self.tiers
+    }
+
+    /// Returns whether there is one batch in it at most.
+    pub(super) fn is_short(&self) -> bool {
+        self.slots.len() <= MOST_MOVES
+    }
+
+    /// Hands out the next slots, at most `most`, each once. The engine's lock is held.
+    pub(super) fn take(&self, most: usize) -> Option<Range<usize>> {
+        let first = self.next.load(Ordering::Relaxed);
+        let end = self.slots.end.min(first.saturating_add(most));
+        self.next.store(end, Ordering::Relaxed);
+        (first < end).then_some(first..end)
+    }
+
+    /// Whether both name a slot.
+    pub(super) fn overlaps(&self, other: &Request) -> bool {
+        self.slots.start < other.slots.end && other.slots.start < self.slots.end
+    }
+
+    /// Returns whether something has come of every slot.
+    pub(super) fn is_done(&self) -> bool {
+        // Acquire: pairs with the Release of `note`.
+        self.is_done.load(Ordering::Acquire) == 1
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
@@ -72,8 +95,7 @@ impl Ticket {
 
     /// Returns whether something has come of every slot.
     pub fn is_done(&self) -> bool {
-        // Acquire: pairs with the Release of `note`.
-        self.request.is_done.load(Ordering::Acquire) == 1
+        self.request.is_done()
     }
 
     /// Lets the slots that nothing has come of yet stay where they are. One that is just being moved is still moved.

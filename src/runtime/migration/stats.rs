@@ -158,8 +158,11 @@ pub struct MigrationStats {
     pub counts: MigrationCounts,
     /// How long moved slots were blocked: what a thread that stores to one waits at most.
     pub blocked: Histogram,
-    /// How long moves took, preparation included.
+    /// How long moves took, preparation included: of several slots that were moved together, each one's share.
     pub total: Histogram,
+    /// Huge pages of DRAM that are kept for the next move, beyond the capacity of the fast tier; given back half a second
+    /// after the last one.
+    pub staged_bytes: u64,
 }
 
 /// The counters behind [`MigrationStats`]. All are independent and publish nothing, so every access is Relaxed.
@@ -169,6 +172,7 @@ pub(super) struct Figures {
     total: [AtomicU64; NR_BUCKETS],
     /// The last move's times in nanoseconds.
     last_ns: [AtomicU64; 2],
+    staged_bytes: AtomicU64,
 }
 
 impl Figures {
@@ -178,6 +182,7 @@ impl Figures {
             blocked: [const { AtomicU64::new(0) }; NR_BUCKETS],
             total: [const { AtomicU64::new(0) }; NR_BUCKETS],
             last_ns: [const { AtomicU64::new(0) }; 2],
+            staged_bytes: AtomicU64::new(0),
         }
     }
 
@@ -191,6 +196,18 @@ impl Figures {
         for (last, time) in self.last_ns.iter().zip([blocked, total]) {
             last.store(time.as_nanos() as u64, Ordering::Relaxed);
         }
+    }
+
+    /// Takes note of how much a worker keeps that has kept `before`.
+    pub(super) fn note_staged(&self, before: usize, now: usize) {
+        // The difference wraps, as the sum does.
+        self.staged_bytes.fetch_add((now as u64).wrapping_sub(before as u64), Ordering::Relaxed);
+    }
+
+    /// Begins anew, in a forked child.
+    pub(super) fn reset(&self) {
+        let words = self.counts.iter().chain(&self.blocked).chain(&self.total).chain(&self.last_ns);
+        words.chain([&self.staged_bytes]).for_each(|word| word.store(0, Ordering::Relaxed));
     }
 
     pub(super) fn last_times(&self) -> (Duration, Duration) {
@@ -207,6 +224,7 @@ impl Figures {
             counts: MigrationCounts::new(|outcome| self.counts[outcome as usize].load(Ordering::Relaxed)),
             blocked: load(&self.blocked),
             total: load(&self.total),
+            staged_bytes: self.staged_bytes.load(Ordering::Relaxed),
         }
     }
 }

@@ -44,15 +44,13 @@ impl Pool {
         len_bytes: usize,
         tier: TierName,
     ) -> Result<Ticket, MigrateError> {
-        if self.inner.migrate == Migrate::Off {
-            return Err(MigrateError::Disabled);
-        }
+        let Migrate::On(workers) = &self.inner.migrate else { return Err(MigrateError::Disabled) };
         service::run(|| {
             let slots = self.slots_of(addr, len_bytes)?;
             let to = self.tiers().iter().position(|known| known.name() == tier.as_str());
             let to = to.ok_or(MigrateError::NoSuchTier { tier: tier.as_str() })?;
             let request = Arc::new(Request::new(Arc::clone(&self.inner.tiers), to, slots));
-            migration::submit(Arc::clone(&request))?;
+            migration::submit(Arc::clone(&request), workers)?;
             Ok(Ticket::new(request))
         })
     }

@@ -3,8 +3,12 @@
 //! `bench-migrate demote|promote` prints the median microseconds that an idle slot of 2 MiB is blocked, `demote-total` and
 //! `promote-total` the same with preparation, `memcpy` and `nt-copy` a copy of 2 MiB that is in no cache. `stall-demote` and
 //! `stall-promote` print the longest gap that a storing thread sees during a move (median), with `-p99` and `-max` added the
-//! others. `sigsegv` is the conventional way: mprotect, copy, map, and a handler that waits; `throughput` the GB/s of a
-//! worker over 32 neighbouring slots, `copy-throughput` that of the copies alone.
+//! others, and `read-stall-*` that of a reading thread. `sigsegv` is the conventional way: mprotect, copy, map, and a handler
+//! that waits. `throughput-N` is the GB/s of N workers that send batches of 16 neighbours down and up again, as a tier that is
+//! full does; `demote-all-N` and `promote-all-N` that of 64 slots in one request, of which the second needs huge pages that
+//! the kernel clears; `copy-N` that of N threads which copy as much past the caches.
+//!
+//! The slow tier is an emulated device, or the one that `BENCH_SLOW` names.
 
 use daxtier::{AllocOptions, Config, Outcome, Pool, TierName};
 use std::error::Error;
@@ -17,7 +21,11 @@ const SLOT: usize = 2 << 20;
 /// Moves of each kind.
 const ROUNDS: usize = 200;
 /// Slots that are used in turn, so that none is in a cache when its turn comes.
-const SLOTS: usize = 32;
+const SLOTS: usize = 64;
+/// Slots in a request that is one batch.
+const BATCH: usize = 16;
+/// How often all slots go down and up.
+const TURNS: usize = 8;
 
 fn main() -> ExitCode {
     let what = std::env::args().nth(1).unwrap_or_default();
@@ -34,6 +42,16 @@ fn main() -> ExitCode {
 }
 
 fn measure(what: &str) -> Result<(u32, f64, &'static str), Box<dyn Error>> {
+    if let Some((way, workers)) = what.rsplit_once('-').and_then(|(way, nr)| Some((way, nr.parse().ok()?))) {
+        let value = match way {
+            "throughput" => throughput(workers)?,
+            "demote-all" => one_way(workers, TierName::Slow)?,
+            "promote-all" => one_way(workers, TierName::Fast)?,
+            "copy" => copy_throughput(workers),
+            _ => return Err("what is to be measured? see the source".into()),
+        };
+        return Ok((workers, value, "GB/s"));
+    }
     Ok(match what {
         "demote" => (1, median(moves(TierName::Slow)?.into_iter().map(|(blocked, _)| blocked)), "us"),
         "promote" => (1, median(moves(TierName::Fast)?.into_iter().map(|(blocked, _)| blocked)), "us"),
@@ -41,17 +59,29 @@ fn measure(what: &str) -> Result<(u32, f64, &'static str), Box<dyn Error>> {
         "promote-total" => (1, median(moves(TierName::Fast)?.into_iter().map(|(_, total)| total)), "us"),
         "memcpy" => (1, median(copies(|from, to| to.copy_from_slice(from)).into_iter()), "us"),
         "nt-copy" => (1, median(copies(stream).into_iter()), "us"),
-        "throughput" => (1, throughput()?, "GB/s"),
-        "copy-throughput" => (1, SLOT as f64 / median(copies(stream).into_iter()) / 1e3, "GB/s"),
-        "stall-demote" => (2, median(stalls(TierName::Slow)?.into_iter()), "us"),
-        "stall-promote" => (2, median(stalls(TierName::Fast)?.into_iter()), "us"),
-        "stall-demote-p99" => (2, quantile(stalls(TierName::Slow)?, 0.99), "us"),
-        "stall-promote-p99" => (2, quantile(stalls(TierName::Fast)?, 0.99), "us"),
-        "stall-demote-max" => (2, quantile(stalls(TierName::Slow)?, 1.0), "us"),
-        "stall-promote-max" => (2, quantile(stalls(TierName::Fast)?, 1.0), "us"),
         "sigsegv" => (1, sigsegv()?, "us"),
-        _ => return Err("what is to be measured? see the source".into()),
+        _ => (2, stall(what).ok_or("what is to be measured? see the source")??, "us"),
     })
+}
+
+/// `[read-]stall-demote|promote[-p99|-max]`.
+fn stall(what: &str) -> Option<Result<f64, Box<dyn Error>>> {
+    let (user, rest) = match what.strip_prefix("read-") {
+        Some(rest) => (User::Reads, rest),
+        None => (User::Stores, what),
+    };
+    let (way, share) = match rest.strip_prefix("stall-")?.split_once('-') {
+        Some((way, "p99")) => (way, 0.99),
+        Some((way, "max")) => (way, 1.0),
+        Some(_) => return None,
+        None => (rest.strip_prefix("stall-")?, 0.5),
+    };
+    let tier = match way {
+        "demote" => TierName::Slow,
+        "promote" => TierName::Fast,
+        _ => return None,
+    };
+    Some(stalls(tier, user).map(|found| quantile(found, share)))
 }
 
 struct Bench {
@@ -60,8 +90,10 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Result<Bench, Box<dyn Error>> {
-        let pool = Pool::open(&Config::parse("fast=256M slow=emulated:512M")?)?;
+    fn new(workers: u32) -> Result<Bench, Box<dyn Error>> {
+        let slow = std::env::var("BENCH_SLOW").unwrap_or_else(|_| "emulated:512M".to_owned());
+        let config = format!("fast=256M slow={slow} migrate=on,workers={workers}");
+        let pool = Pool::open(&Config::parse(&config)?)?;
         pool.set_migration_quarantine(Duration::from_millis(1));
         let options = AllocOptions { tier: Some(TierName::Fast), ..AllocOptions::default() };
         let block = pool.malloc(SLOTS * SLOT, SLOT, options)?;
@@ -84,7 +116,7 @@ impl Bench {
 
 /// Moves slots to and fro; returns the times of the moves to `tier`.
 fn moves(tier: TierName) -> Result<Vec<(f64, f64)>, Box<dyn Error>> {
-    let bench = Bench::new()?;
+    let bench = Bench::new(1)?;
     let mut times = Vec::new();
     for round in 0..ROUNDS {
         let at = round % SLOTS;
@@ -98,24 +130,106 @@ fn moves(tier: TierName) -> Result<Vec<(f64, f64)>, Box<dyn Error>> {
     Ok(times)
 }
 
-/// Moves all slots down and up; returns GB/s.
-fn throughput() -> Result<f64, Box<dyn Error>> {
-    let bench = Bench::new()?;
-    bench.migrate(0, SLOTS, TierName::Slow)?;
-    bench.migrate(0, SLOTS, TierName::Fast)?;
-    let start = Instant::now();
-    const TIMES: usize = 5;
-    for _ in 0..TIMES {
-        bench.migrate(0, SLOTS, TierName::Slow)?;
-        bench.migrate(0, SLOTS, TierName::Fast)?;
-        std::thread::sleep(Duration::from_millis(2));
+/// Moves each batch of slots down and up, all at once; returns GB/s.
+fn throughput(workers: u32) -> Result<f64, Box<dyn Error>> {
+    let bench = Bench::new(workers)?;
+    let mut spent = Duration::ZERO;
+    for turn in 0..=TURNS {
+        // So that what was promoted is out of its quarantine, of a millisecond here.
+        std::thread::sleep(Duration::from_millis(3));
+        let start = Instant::now();
+        let mut tickets = Vec::new();
+        for first in (0..SLOTS).step_by(BATCH) {
+            for to in [TierName::Slow, TierName::Fast] {
+                let addr = bench.block.as_ptr().wrapping_add(first * SLOT);
+                tickets.push(bench.pool.migrate_async(addr, BATCH * SLOT, to)?);
+            }
+        }
+        for ticket in tickets {
+            let counts = ticket.wait(Duration::MAX);
+            if counts.get(Outcome::Moved) != BATCH as u64 {
+                return Err(format!("{counts:?}").into());
+            }
+        }
+        // The first turn finds nothing prepared.
+        if turn > 0 {
+            spent += start.elapsed();
+        }
     }
-    Ok((2 * TIMES * SLOTS * SLOT) as f64 / start.elapsed().as_secs_f64() / 1e9)
+    Ok((2 * TURNS * SLOTS * SLOT) as f64 / spent.as_secs_f64() / 1e9)
 }
 
-/// Returns the longest gap that a thread sees which stores to a slot all the time, for each move to `tier`.
-fn stalls(tier: TierName) -> Result<Vec<f64>, Box<dyn Error>> {
-    let bench = Bench::new()?;
+/// Moves all slots down and up; returns the GB/s of the moves to `tier`.
+fn one_way(workers: u32, tier: TierName) -> Result<f64, Box<dyn Error>> {
+    let bench = Bench::new(workers)?;
+    let mut spent = Duration::ZERO;
+    for turn in 0..=TURNS {
+        for to in [TierName::Slow, TierName::Fast] {
+            // As above.
+            std::thread::sleep(Duration::from_millis(3));
+            let start = Instant::now();
+            bench.migrate(0, SLOTS, to)?;
+            if turn > 0 && to == tier {
+                spent += start.elapsed();
+            }
+        }
+    }
+    Ok((TURNS * SLOTS * SLOT) as f64 / spent.as_secs_f64() / 1e9)
+}
+
+/// Copies as many bytes in as many threads; returns GB/s.
+fn copy_throughput(threads: u32) -> f64 {
+    let part = SLOTS / threads as usize * SLOT;
+    let from = Huge::new(SLOTS * SLOT);
+    let to = Huge::new(SLOTS * SLOT);
+    let mut spent = Duration::ZERO;
+    for turn in 0..=2 * TURNS {
+        let start = Instant::now();
+        std::thread::scope(|scope| {
+            for (from, to) in from.bytes().chunks_exact(part).zip(to.bytes().chunks_exact_mut(part)) {
+                scope.spawn(|| stream(from, to));
+            }
+        });
+        if turn > 0 {
+            spent += start.elapsed();
+        }
+    }
+    (2 * TURNS * threads as usize * part) as f64 / spent.as_secs_f64() / 1e9
+}
+
+/// Memory of huge pages, where there are any, each touched.
+struct Huge(NonNull<u8>, usize);
+
+impl Huge {
+    fn new(len: usize) -> Huge {
+        let layout = std::alloc::Layout::from_size_align(len, SLOT).expect("a multiple of huge pages");
+        // SAFETY: the layout is not empty.
+        let start = NonNull::new(unsafe { std::alloc::alloc(layout) }).expect("memory");
+        // SAFETY: just allocated; the advice drops nothing.
+        unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
+        // SAFETY: just allocated, so long.
+        unsafe { start.write_bytes(1, len) };
+        Huge(start, len)
+    }
+
+    /// The bytes, for one user: leaked at the end of the process.
+    #[expect(clippy::mut_from_ref, reason = "asked for once each")]
+    fn bytes(&self) -> &mut [u8] {
+        // SAFETY: allocated and written so long.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_ptr(), self.1) }
+    }
+}
+
+/// What the thread does with the slot on the move.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum User {
+    Stores,
+    Reads,
+}
+
+/// Returns the longest gap that a thread sees which uses a slot all the time, for each move to `tier`.
+fn stalls(tier: TierName, user: User) -> Result<Vec<f64>, Box<dyn Error>> {
+    let bench = Bench::new(1)?;
     let (stop, gap) = (AtomicBool::new(false), AtomicU64::new(0));
     // SAFETY: aligned, in the block, and used as an atomic only from here on.
     let word = unsafe { AtomicU64::from_ptr(bench.block.as_ptr().cast()) };
@@ -124,7 +238,10 @@ fn stalls(tier: TierName) -> Result<Vec<f64>, Box<dyn Error>> {
         scope.spawn(|| {
             let mut last = Instant::now();
             while !stop.load(Ordering::Relaxed) {
-                word.fetch_add(1, Ordering::Relaxed);
+                match user {
+                    User::Stores => _ = word.fetch_add(1, Ordering::Relaxed),
+                    User::Reads => _ = word.load(Ordering::Relaxed),
+                }
                 let now = Instant::now();
                 gap.fetch_max((now - last).as_nanos() as u64, Ordering::Relaxed);
                 last = now;
@@ -150,8 +267,8 @@ fn stalls(tier: TierName) -> Result<Vec<f64>, Box<dyn Error>> {
 
 /// Copies slots one after the other; returns how long each took.
 fn copies(copy: impl Fn(&[u8], &mut [u8])) -> Vec<f64> {
-    let from = vec![1u8; SLOTS * SLOT];
-    let mut to = vec![2u8; SLOTS * SLOT];
+    let (from, to) = (Huge::new(SLOTS * SLOT), Huge::new(SLOTS * SLOT));
+    let (from, to) = (from.bytes(), to.bytes());
     (0..ROUNDS)
         .map(|round| {
             let range = round % SLOTS * SLOT..(round % SLOTS + 1) * SLOT;
