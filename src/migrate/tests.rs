@@ -1,15 +1,19 @@
+mod batches;
+
 use super::sabotage::Defect;
 use super::*;
 use crate::device::{Device, Dram, Emulated};
+use crate::folio::RawFolio;
 use crate::offset::Lifetime;
 use crate::pgmap::{Pgmap, PgmapOptions, PgmapState};
-use crate::space::{SLICE_BYTES, SlotSource, space};
+use crate::space::{self, Mapping, SLICE_BYTES, SlotSource, Space, space};
 use crate::sync::service;
 use crate::sys::bus_error::{self, BusError};
 use crate::units::{Order, PAGE_SIZE};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// Returns the kit of this process, with its reader, or prints why there is none.
 fn kit() -> Option<&'static Kit> {
@@ -451,146 +455,4 @@ fn a_device_that_goes_in_a_promotion_fails_the_program_as_it_would_have_without(
         let read = unsafe { bus_error::guarded(addr..addr + SLOT_BYTES, read) };
         assert_eq!(read, Err(BusError { addr, is_damaged: false }), "not zeroes");
     }
-}
-
-/// Writes a word to some pages of every slot; returns what finds out whether they are still there.
-fn fill(bench: &Bench, salt: u64) -> impl Fn() -> bool + '_ {
-    let pages = move || (0..bench.slots * 512).step_by(7);
-    pages().for_each(|page| bench.word(page).store(page as u64 + salt, Ordering::Relaxed));
-    move || pages().all(|page| bench.word(page).load(Ordering::Relaxed) == page as u64 + salt)
-}
-
-#[test]
-fn a_batch_moves_together_and_leaves_its_pages_to_the_next() {
-    let Some(kit) = kit() else { return };
-    for ways in WAYS {
-        let (bench, mut stage) = (Bench::of_slots(MOST_MOVES), Stage::new());
-        for round in 0..3 {
-            let holds = fill(&bench, round);
-            let done = bench.relocate_all(kit, ways, &mut stage, &bench.slow);
-            // Another test's fork may have come between.
-            if done.contains(&Err(Some(Refusal::Forked))) {
-                continue;
-            }
-            assert!(done.iter().all(Result::is_ok), "{ways:?} {round}: {done:?}");
-            assert_eq!(bench.tiers(), "s".repeat(MOST_MOVES));
-            assert!(holds(), "{ways:?} {round}: demoted");
-            let kept = stage.kept_bytes();
-            assert!(ways.demote == DemoteWay::MoveOut || kept == 0, "nothing was moved out");
-            let done = bench.relocate_all(kit, ways, &mut stage, &bench.fast);
-            assert!(done.iter().all(Result::is_ok), "{ways:?} {round}: {done:?}");
-            assert_eq!((bench.tiers(), bench.used()), ("f".repeat(MOST_MOVES), (MOST_MOVES as u64, 0)));
-            assert!(holds(), "{ways:?} {round}: promoted");
-            if ways.promote == PromoteWay::MoveIn {
-                assert_eq!(stage.kept_bytes(), 0, "the pages are the slots' now");
-            }
-        }
-        stage.empty();
-        assert_eq!(stage.kept_bytes(), 0);
-    }
-}
-
-#[test]
-fn what_stands_in_the_way_of_one_slot_stops_no_other_of_its_batch() {
-    let Some(kit) = kit() else { return };
-    for ways in WAYS {
-        let (bench, mut stage) = (Bench::of_slots(7), Stage::new());
-        let holds = fill(&bench, 1);
-        let pin = |slots: &[usize], pins| {
-            slots.iter().for_each(|at| bench.space.slot(bench.index + at).lock().pins = pins);
-        };
-        pin(&[2, 6], 1);
-        let done = bench.relocate_all(kit, ways, &mut stage, &bench.slow);
-        if done.contains(&Err(Some(Refusal::Forked))) {
-            continue;
-        }
-        assert_eq!(bench.tiers(), "ssfsssf", "{ways:?}: {done:?}");
-        assert_eq!((&done[2], &done[6]), (&Err(Some(Refusal::Kept)), &Err(Some(Refusal::Kept))));
-        pin(&[2, 6], 0);
-        pin(&[1, 4], 1);
-        // Two of them are there already.
-        let done = bench.relocate_all(kit, ways, &mut stage, &bench.fast);
-        assert_eq!(bench.tiers(), "fsffsff", "{ways:?}: {done:?}");
-        assert_eq!(done[2], Err(Some(Refusal::Kind)));
-        pin(&[1, 4], 0);
-        assert!(holds(), "{ways:?}");
-        assert_eq!(bench.used(), (5, 2));
-    }
-}
-
-#[test]
-fn a_device_that_goes_in_the_middle_of_a_batch_takes_what_was_not_moved_yet() {
-    let Some(kit) = kit() else { return };
-    for ways in WAYS.iter().take(2) {
-        let (bench, mut stage) = (Bench::of_slots(6), Stage::new());
-        let _ = fill(&bench, 1);
-        let third = bench.addr().addr() + 2 * SLOT_BYTES;
-        let gone = sabotage::sabotage(third..third + SLOT_BYTES, Defect::DeviceGoes(bench.device));
-        let done = bench.relocate_all(kit, *ways, &mut stage, &bench.slow);
-        drop(gone);
-        if done.contains(&Err(Some(Refusal::Forked))) {
-            continue;
-        }
-        assert_eq!(bench.tiers(), "ssffff", "{ways:?}: {done:?}");
-        assert!(done[2..].iter().all(|done| matches!(done, Err(Some(Refusal::Unanswered(_))))), "{done:?}");
-        let is_there = |page: usize| bench.word(page).load(Ordering::Relaxed) == page as u64 + 1;
-        assert!((2 * 512..6 * 512).filter(|page| page % 7 == 0).all(is_there), "{ways:?}");
-    }
-}
-
-#[test]
-fn a_device_that_goes_while_neighbours_are_blocked_is_mapped_again_where_it_was() {
-    let Some(kit) = kit() else { return };
-    for ways in WAYS.iter().take(2) {
-        let (bench, mut stage) = (Bench::of_slots(6), Stage::new());
-        let _ = fill(&bench, 1);
-        let done = bench.relocate_all(kit, *ways, &mut stage, &bench.slow);
-        if done.contains(&Err(Some(Refusal::Forked))) {
-            continue;
-        }
-        let third = bench.addr().addr() + 2 * SLOT_BYTES;
-        let gone = sabotage::sabotage(third..third + SLOT_BYTES, Defect::DeviceGoes(bench.device));
-        let done = bench.relocate_all(kit, *ways, &mut stage, &bench.fast);
-        drop(gone);
-        assert_eq!(bench.tiers(), "ffssss", "{ways:?}: {done:?}");
-        let is_there = |page: usize| bench.word(page).load(Ordering::Relaxed) == page as u64 + 1;
-        assert!((0..2 * 512).filter(|page| page % 7 == 0).all(is_there), "{ways:?}");
-        for slot in 2..6 {
-            let byte = bench.addr().wrapping_add(slot * SLOT_BYTES);
-            // SAFETY: the slot is mapped.
-            let read = || _ = unsafe { byte.read_volatile() };
-            // SAFETY: a read drops nothing.
-            let read = unsafe { bus_error::guarded(byte.addr()..byte.addr() + SLOT_BYTES, read) };
-            assert_eq!(read, Err(BusError { addr: byte.addr(), is_damaged: false }), "not zeroes: {slot}");
-        }
-    }
-}
-
-#[test]
-fn a_fork_that_wants_to_begin_cuts_a_batch_short() {
-    let Some(kit) = kit() else { return };
-    let bench = Bench::of_slots(MOST_MOVES);
-    let (holds, stop) = (fill(&bench, 1), Stop(AtomicBool::new(false)));
-    let mut nr_waiting = 0;
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.is_set() {
-                crate::sync::gate::alone(|| ());
-            }
-        });
-        let _guard = stop.guard();
-        for round in 0..200 {
-            let to = if round % 2 == 0 { &bench.slow } else { &bench.fast };
-            let done = bench.relocate_all(kit, kit.best(), &mut Stage::new(), to);
-            assert_ne!(done[0], Err(None), "the first of a batch is always done");
-            let first = done.iter().position(|done| *done == Err(None)).unwrap_or(MOST_MOVES);
-            assert!(done[first..].iter().all(|done| *done == Err(None)), "{done:?}");
-            nr_waiting += MOST_MOVES - first;
-            if nr_waiting > 0 && round > 4 {
-                break;
-            }
-        }
-    });
-    assert!(nr_waiting > 0, "no batch was cut short");
-    assert!(holds());
 }
