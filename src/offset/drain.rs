@@ -5,15 +5,17 @@
 //! while the magazines are open.
 //!
 //! A request that found nothing is decided with the magazines closed and emptied and all extents locked. All of them:
-//! who adds an extent holds `closing`, as the decider does. Only runs that span extents can still be given back, and those
-//! are counted: the decider notes `exhausted` and then looks whether the
-//! count has changed; who gives one back counts it and then clears `exhausted`. All four are SeqCst, so either the
-//! decider sees the count, or the note is cleared after it was made.
+//! who adds an extent holds `closing`, as the decider does. Then nothing is taken by anybody else; runs can still be given back
+//! (see `free`, and runs that span extents). So the decider first notes in `exhausted` that it decides, then
+//! looks, and if it found nothing and the note still stands, replaces it by the order. Who gives a run back looks at the
+//! note after. All of this is SeqCst: either the decider sees the run, or the note goes. A request that fails did so while there was
+//! nothing, and what the note says when it stands is true.
 
 use super::extent::Locked;
 use super::geometry::WORD_ORDER;
 use super::search::{Wanted, Way};
-use super::{NOTHING_KNOWN, OffsetAllocator};
+use super::free::order_in_models;
+use super::{DECIDING, OffsetAllocator};
 use crate::sync::atomic::Ordering;
 use crate::units::Order;
 
@@ -85,18 +87,16 @@ impl OffsetAllocator {
                 }
             }
             let found = loop {
-                // SeqCst: see the module.
-                let freed = self.spans_freed.load(Ordering::SeqCst);
-                if let Some(offset) = self.search(wanted, Way::Decisive) {
-                    break Some(offset);
+                // SeqCst here and below: see the module.
+                let before = self.exhausted.swap(DECIDING, Ordering::SeqCst);
+                order_in_models();
+                let found = self.search(wanted, Way::Decisive);
+                let after = if found.is_some() { before } else { wanted.order.get() };
+                let note =
+                    self.exhausted.compare_exchange(DECIDING, after, Ordering::SeqCst, Ordering::SeqCst);
+                if found.is_some() || note.is_ok() {
+                    break found;
                 }
-                self.note_exhausted(wanted.order);
-                // SeqCst: see the module.
-                if self.spans_freed.load(Ordering::SeqCst) == freed {
-                    break None;
-                }
-                // SeqCst: see the module.
-                self.exhausted.store(NOTHING_KNOWN, Ordering::SeqCst);
             };
             extents.for_each(|index| self.header(index).unlock_raw());
             found

@@ -23,8 +23,6 @@ pub(super) struct Header {
     pub(super) split: u64,
     /// Split blocks for what lives long.
     pub(super) long: u64,
-    /// Split blocks of which some page is free in the bitmap.
-    pub(super) room: u64,
     /// Pages in the extent, 0 when it is absent.
     pub(super) nr_pages: u32,
     /// Units of whole blocks of which a magazine holds some.
@@ -48,6 +46,8 @@ pub(super) const ROOM: u8 = 1;
 pub(super) const BLOCK: u8 = 2;
 /// The extent is not open: it is for searches only while its region says that it is idle.
 pub(super) const SHUT: u8 = 4;
+/// The extent is present, so that its words can be read; they can be ever after.
+pub(super) const PRESENT: u8 = 8;
 
 /// Blocks that no extent has.
 const NO_BLOCKS: u64 = if EXTENT_BLOCKS == 64 { 0 } else { u64::MAX << (EXTENT_BLOCKS % 64) };
@@ -95,16 +95,8 @@ impl<'a> Locked<'a> {
         unsafe { self.offsets.words.get(self.index) }
     }
 
-    pub(super) fn tags(&self) -> &Tags {
-        // SAFETY: all tags are populated at construction; the lock keeps writers out (I1).
-        unsafe { self.offsets.tags.get(self.index) }
-    }
-
-    pub(super) fn tags_mut(&mut self) -> &mut Tags {
-        // SAFETY: all tags are populated at construction.
-        let mut tags = unsafe { self.offsets.tags.element_ptr(self.index) };
-        // SAFETY: only the holder of this extent's lock looks at them (I1), and the borrow of `self` is exclusive.
-        unsafe { tags.as_mut() }
+    pub(super) fn tags(&self) -> &'a Tags {
+        self.offsets.tags(self.index)
     }
 
     /// Returns the heads of mixed words. The extent is present.
@@ -118,7 +110,7 @@ impl<'a> Locked<'a> {
         debug_assert!(self.is_present());
         // SAFETY: a present extent's heads are populated.
         let mut heads = unsafe { self.offsets.heads.element_ptr(self.index) };
-        // SAFETY: as for the tags.
+        // SAFETY: only the holder of this extent's lock looks at them (I1), and the borrow of `self` is exclusive.
         unsafe { heads.as_mut() }
     }
 
@@ -137,6 +129,22 @@ impl<'a> Locked<'a> {
         self.wholes().store(mask, Ordering::Relaxed);
     }
 
+    /// Returns the split blocks of which some page is free in the bitmap.
+    pub(super) fn room(&self) -> u64 {
+        // Acquire: whoever finds room here sees what was freed.
+        self.offsets.room(self.index).load(Ordering::Acquire) & self.header().split
+    }
+
+    pub(super) fn add_room(&self, blocks: u64) {
+        // AcqRel: see `free`.
+        self.offsets.room(self.index).fetch_or(blocks, Ordering::AcqRel);
+    }
+
+    pub(super) fn drop_room(&self, blocks: u64) {
+        // AcqRel: see `free`.
+        self.offsets.room(self.index).fetch_and(!blocks, Ordering::AcqRel);
+    }
+
     /// Makes the extent present with `nr_pages` free pages. Its words were populated and are zero.
     pub(super) fn start(&mut self, nr_pages: u64) {
         debug_assert!(nr_pages > 0 && nr_pages <= EXTENT_PAGES);
@@ -147,12 +155,12 @@ impl<'a> Locked<'a> {
             taken: past | NO_BLOCKS,
             head: (past | NO_BLOCKS) & !partial,
             split: partial,
-            room: partial,
             nr_pages: nr_pages as u32,
             is_open: nr_pages < EXTENT_PAGES,
             ..Header::default()
         };
         self.set_whole_mask(0);
+        self.add_room(partial);
         if rest != 0 {
             for word in blocks * BLOCK_WORDS..(blocks + 1) * BLOCK_WORDS {
                 self.words().set(word, self.base(word));
@@ -172,7 +180,7 @@ impl<'a> Locked<'a> {
         }
         *self.header_mut() = Header::default();
         self.set_whole_mask(0);
-        *self.tags_mut() = Tags::default();
+        self.tags().clear();
     }
 
     /// Makes sure that no run spans the extent while blocks of it are in use.
@@ -290,7 +298,7 @@ impl<'a> Locked<'a> {
             return 0;
         }
         let blocks = (!self.header().taken).count_ones() as u64 * BLOCK_PAGES as u64;
-        let pages: u64 = bits(self.header().room)
+        let pages: u64 = bits(self.room())
             .flat_map(|block| block * BLOCK_WORDS..(block + 1) * BLOCK_WORDS)
             .map(|word| u64::from(self.words().word(word).count_zeros()))
             .sum();
@@ -303,20 +311,37 @@ impl<'a> Locked<'a> {
             && region::is_spanned(self.offsets.region_of(self.index).load(), self.index % 8)
     }
 
+    /// Tells searches what they find here. Only what changed is written: searches everywhere read it.
     fn publish(&self) {
         let header = self.header();
         let mut flags = 0;
         if header.nr_pages != 0 {
-            flags |= if header.room != 0 { ROOM } else { 0 };
+            flags |= PRESENT;
             flags |= if header.taken != u64::MAX { BLOCK } else { 0 };
             flags |= if header.is_open { 0 } else { SHUT };
         }
+        let room = self.offsets.room(self.index);
+        // Relaxed: what is added meanwhile is told by who adds it.
+        let stray = room.load(Ordering::Relaxed) & !header.split;
+        if stray != 0 {
+            self.drop_room(stray);
+        }
+        flags |= if self.room() != 0 { ROOM } else { 0 };
         let published: &AtomicU8 = self.offsets.flags(self.index);
-        // Relaxed: written under the lock that is held.
-        if published.load(Ordering::Relaxed) != flags {
+        // Relaxed: all but ROOM is written under the lock that is held, and ROOM is looked at again below.
+        let before = published.load(Ordering::Relaxed);
+        if flags & !before != 0 {
             // Release: pairs with the Acquire of searches: whoever passes this extent over because of what was taken
             // here also sees what was freed elsewhere before.
-            published.store(flags, Ordering::Release);
+            published.fetch_or(flags, Ordering::Release);
+        }
+        if before & !flags != 0 {
+            // AcqRel: Release as above. Acquire: either who added room before saw that flag, and we see the room, or it
+            // sets the flag after us.
+            published.fetch_and(flags, Ordering::AcqRel);
+            if self.room() != 0 {
+                published.fetch_or(ROOM, Ordering::Release);
+            }
         }
     }
 }

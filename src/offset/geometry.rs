@@ -9,13 +9,13 @@ pub(super) const WORD_ORDER: u8 = 6;
 /// Pages in a word.
 pub(super) const WORD_PAGES: usize = 1 << WORD_ORDER;
 /// Base-2 logarithm of the pages in a block: 2 MiB.
-pub(super) const BLOCK_ORDER: u8 = if cfg!(loom) { 6 } else { 9 };
+pub(super) const BLOCK_ORDER: u8 = if cfg!(loom) { 7 } else { 9 };
 /// Pages in a block.
 pub(super) const BLOCK_PAGES: usize = 1 << BLOCK_ORDER;
 /// Words in a block.
 pub(super) const BLOCK_WORDS: usize = BLOCK_PAGES / WORD_PAGES;
 /// Base-2 logarithm of the pages in an extent.
-pub const EXTENT_ORDER: u8 = if cfg!(loom) { 8 } else { 15 };
+pub const EXTENT_ORDER: u8 = if cfg!(loom) { 9 } else { 15 };
 /// Pages in an extent: 32768, 128 MiB.
 pub const EXTENT_PAGES: u64 = 1 << EXTENT_ORDER;
 /// Blocks in an extent.
@@ -110,6 +110,30 @@ pub(super) fn run_mask(bit: usize, order: u8) -> u64 {
     if order == WORD_ORDER { u64::MAX } else { ((1u64 << (1 << order)) - 1) << bit }
 }
 
+/// Returns the mask of all pages of the runs of 2^order that begin at `starts`. `order` is 0..=5.
+#[inline]
+pub(super) fn pages_of_runs(starts: u64, order: u8) -> u64 {
+    // What is carried out at the top is the end of a run that ends there.
+    (starts << (1 << order)).wrapping_sub(starts)
+}
+
+/// Moves bit n to bit n * 2^order: from the number of a run to its first page. `order` is 0..=4.
+#[inline]
+pub(super) fn expand(runs: u64, order: u8) -> u64 {
+    bits_or_all(runs, order, |run| run << order)
+}
+
+/// The inverse of [`expand`].
+#[inline]
+pub(super) fn compress(starts: u64, order: u8) -> u64 {
+    bits_or_all(starts, order, |start| start >> order)
+}
+
+#[inline]
+fn bits_or_all(word: u64, order: u8, place: impl Fn(usize) -> usize) -> u64 {
+    if order == 0 { word } else { bits(word).fold(0, |all, bit| all | 1 << place(bit)) }
+}
+
 /// Returns the bits of `word`, lowest first.
 pub(super) fn bits(mut word: u64) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
@@ -140,6 +164,16 @@ mod tests {
             for word in [a, a & b, a | b, 0] {
                 prop_assert_eq!(free_runs(word, order), naive_free_runs(word, order));
             }
+        }
+
+        #[test]
+        fn runs_are_the_pages_that_they_have(runs: u64, order in 0u8..=4) {
+            let runs = runs & run_mask(0, 6 - order);
+            let starts = expand(runs, order);
+            prop_assert_eq!(compress(starts, order), runs);
+            let pages = bits(starts).fold(0, |pages, bit| pages | run_mask(bit, order));
+            prop_assert_eq!(pages_of_runs(starts, order), pages);
+            prop_assert_eq!(starts.count_ones(), runs.count_ones());
         }
     }
 

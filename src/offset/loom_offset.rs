@@ -1,4 +1,4 @@
-//! Models of the offset allocator: two threads, one property each. Blocks have 64 pages here, extents 256, and a unit has
+//! Models of the offset allocator: two threads, one property each. Blocks have 128 pages here, extents 512, and a unit has
 //! two runs. Slots change by compare-and-swap: the section of the real one is the same step on fewer processors.
 
 use super::magazine::set_cpu;
@@ -13,7 +13,7 @@ fn order(order: u8) -> Order {
 
 /// An allocator of one extent that has `pages` pages.
 fn with_pages(pages: u64) -> Arc<OffsetAllocator> {
-    let offsets = OffsetAllocator::new(256, Order::PAGE).expect("room");
+    let offsets = OffsetAllocator::new(512, Order::PAGE).expect("room");
     offsets.add_extent_pages(0, pages).expect("absent");
     Arc::new(offsets)
 }
@@ -131,9 +131,9 @@ fn loom_offset_a_run_freed_twice_from_two_processors_is_free_once() {
 #[test]
 fn loom_offset_a_page_and_its_block_exclude_each_other() {
     loom::model(|| {
-        let offsets = with_pages(64);
+        let offsets = with_pages(128);
         let other = beside(&offsets, |offsets| alloc(offsets, 0).is_ok());
-        let mine = alloc(&offsets, 6).is_ok();
+        let mine = alloc(&offsets, 7).is_ok();
         assert!(mine != other.join().expect("no panic"), "one of them, never both");
         offsets.validate().expect("consistent");
     });
@@ -142,9 +142,9 @@ fn loom_offset_a_page_and_its_block_exclude_each_other() {
 #[test]
 fn loom_offset_two_runs_of_two_blocks_in_three_are_one() {
     loom::model(|| {
-        let offsets = with_pages(192);
-        let other = beside(&offsets, |offsets| alloc(offsets, 7).is_ok());
-        let mine = alloc(&offsets, 7).is_ok();
+        let offsets = with_pages(384);
+        let other = beside(&offsets, |offsets| alloc(offsets, 8).is_ok());
+        let mine = alloc(&offsets, 8).is_ok();
         assert!(mine != other.join().expect("no panic"), "one of them, never both");
         offsets.validate().expect("consistent");
     });
@@ -153,12 +153,12 @@ fn loom_offset_two_runs_of_two_blocks_in_three_are_one() {
 #[test]
 fn loom_offset_a_block_that_is_freed_by_pages_serves_a_whole() {
     loom::model(|| {
-        let offsets = with_pages(64);
+        let offsets = with_pages(128);
         let page = alloc(&offsets, 4).expect("free");
         let other = beside(&offsets, move |offsets| offsets.free(page, order(4)));
-        let early = alloc(&offsets, 6).ok();
+        let early = alloc(&offsets, 7).ok();
         other.join().expect("no panic").expect("allocated");
-        let late = alloc(&offsets, 6).ok();
+        let late = alloc(&offsets, 7).ok();
         assert!(early.is_some() != late.is_some());
         offsets.validate().expect("consistent");
     });
@@ -167,14 +167,14 @@ fn loom_offset_a_block_that_is_freed_by_pages_serves_a_whole() {
 #[test]
 fn loom_offset_one_of_two_frees_of_a_spanning_run_wins() {
     loom::model(|| {
-        let offsets = OffsetAllocator::new(512, Order::PAGE).expect("room");
+        let offsets = OffsetAllocator::new(1024, Order::PAGE).expect("room");
         (0..2).for_each(|extent| offsets.add_extent(extent).expect("absent"));
-        let run = alloc(&offsets, 9).expect("free");
+        let run = alloc(&offsets, 10).expect("free");
         let offsets = Arc::new(offsets);
-        let other = beside(&offsets, move |offsets| offsets.free(run, order(9)).is_ok());
-        let mine = offsets.free(run, order(9)).is_ok();
+        let other = beside(&offsets, move |offsets| offsets.free(run, order(10)).is_ok());
+        let mine = offsets.free(run, order(10)).is_ok();
         assert!(mine != other.join().expect("no panic"));
-        assert_eq!(offsets.free_pages(), 512);
+        assert_eq!(offsets.free_pages(), 1024);
         offsets.validate().expect("consistent");
     });
 }
@@ -182,11 +182,11 @@ fn loom_offset_one_of_two_frees_of_a_spanning_run_wins() {
 #[test]
 fn loom_offset_a_spanning_run_and_a_page_exclude_each_other() {
     loom::model(|| {
-        let offsets = OffsetAllocator::new(512, Order::PAGE).expect("room");
+        let offsets = OffsetAllocator::new(1024, Order::PAGE).expect("room");
         (0..2).for_each(|extent| offsets.add_extent(extent).expect("absent"));
         let offsets = Arc::new(offsets);
-        let other = beside(&offsets, |offsets| offsets.reserve(300, order(0)).is_ok());
-        let mine = alloc(&offsets, 9).is_ok();
+        let other = beside(&offsets, |offsets| offsets.reserve(600, order(0)).is_ok());
+        let mine = alloc(&offsets, 10).is_ok();
         assert!(mine != other.join().expect("no panic"), "one of them, never both");
         offsets.validate().expect("consistent");
     });
@@ -195,7 +195,7 @@ fn loom_offset_a_spanning_run_and_a_page_exclude_each_other() {
 #[test]
 fn loom_offset_an_extent_that_comes_during_a_decision_is_left_alone() {
     loom::model(|| {
-        let offsets = Arc::new(OffsetAllocator::new(256, Order::PAGE).expect("room"));
+        let offsets = Arc::new(OffsetAllocator::new(512, Order::PAGE).expect("room"));
         let other = beside(&offsets, |offsets| {
             offsets.add_extent_pages(0, 2).expect("absent");
             alloc(offsets, 1).is_ok()
@@ -203,5 +203,78 @@ fn loom_offset_an_extent_that_comes_during_a_decision_is_left_alone() {
         let mine = alloc(&offsets, 1).is_ok();
         assert!(mine != other.join().expect("no panic"), "one of them, never both");
         offsets.validate().expect("consistent");
+    });
+}
+
+/// Takes runs of 32 pages, which no magazine holds, one in each word.
+fn reserve_words(offsets: &OffsetAllocator, words: &[u64]) {
+    words.iter().for_each(|word| offsets.reserve(word * 64, order(5)).expect("free"));
+}
+
+#[test]
+fn loom_offset_room_that_comes_while_a_block_fills_up_is_told() {
+    loom::model(|| {
+        // One word: a half is given back without the lock while the other half is taken.
+        let offsets = with_pages(64);
+        reserve_words(&offsets, &[0]);
+        let other = beside(&offsets, |offsets| offsets.free(0, order(5)));
+        offsets.reserve(32, order(5)).expect("free");
+        assert_eq!(other.join().expect("no panic"), Ok(()));
+        offsets.validate().expect("consistent");
+        assert_eq!(offsets.search_usual(order(5)), Some(0), "found by a search that trusts the masks");
+    });
+}
+
+#[test]
+fn loom_offset_a_block_whose_last_two_words_are_freed_at_once_is_whole() {
+    loom::model(|| {
+        let offsets = with_pages(128);
+        reserve_words(&offsets, &[0, 1]);
+        let other = beside(&offsets, |offsets| offsets.free(0, order(5)));
+        assert_eq!(offsets.free(64, order(5)), Ok(()));
+        assert_eq!(other.join().expect("no panic"), Ok(()));
+        offsets.validate().expect("consistent");
+        assert_eq!(offsets.search_usual(order(7)), Some(0), "found by a search that trusts the masks");
+    });
+}
+
+#[test]
+fn loom_offset_what_is_freed_during_a_decision_is_no_secret() {
+    loom::model(|| {
+        let offsets = with_pages(32);
+        reserve_words(&offsets, &[0]);
+        let other = beside(&offsets, |offsets| offsets.free(0, order(5)));
+        let early = alloc(&offsets, 5).is_ok();
+        assert_eq!(other.join().expect("no panic"), Ok(()));
+        assert!(early != alloc(&offsets, 5).is_ok(), "free once, and seen");
+        offsets.validate().expect("consistent");
+    });
+}
+
+#[test]
+fn loom_offset_a_free_into_a_unit_that_comes_to_a_magazine_is_kept() {
+    loom::model(|| {
+        let offsets = with_pages(64);
+        offsets.reserve(0, order(0)).expect("free");
+        let other = beside(&offsets, |offsets| offsets.free(0, order(0)));
+        // This processor fetches the unit of pages 0 and 1.
+        let mine = alloc(&offsets, 0).expect("free");
+        assert_eq!(other.join().expect("no panic"), Ok(()));
+        offsets.validate().expect("consistent");
+        assert_eq!(offsets.free_pages(), 63);
+        assert_eq!(offsets.order_at(mine), Some(order(0)));
+    });
+}
+
+#[test]
+fn loom_offset_one_of_two_frees_without_the_lock_wins() {
+    loom::model(|| {
+        let offsets = with_pages(64);
+        reserve_words(&offsets, &[0]);
+        let other = beside(&offsets, |offsets| offsets.free(0, order(5)).is_ok());
+        let mine = offsets.free(0, order(5)).is_ok();
+        assert!(mine != other.join().expect("no panic"));
+        offsets.validate().expect("consistent");
+        assert_eq!(offsets.free_pages(), 64);
     });
 }

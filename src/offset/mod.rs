@@ -17,11 +17,11 @@
 //! in a row to another unit fetch that), else to the bitmap. Long-lived small runs have blocks of their own.
 //! A free names offset and order, and both are checked against the bitmap and the magazines before anything changes.
 //!
-//! Progress: blocking. The magazines need no lock, all else takes the short lock of one extent; orders 16 to 18 are
-//! lock-free. No request fails while a fitting run is free all along: before it does, the magazines are closed and
+//! Progress: blocking. The magazines need no lock, nor do most frees of orders 0 to 5 (lock-free, but for the one that leaves a
+//! block empty); all else takes the short lock of one extent; orders 16 to 18 are lock-free. No request fails while a fitting run is free all along: before it does, the magazines are closed and
 //! emptied, and it is decided under all locks (`drain`).
 //!
-//! Metadata: 64 bytes an extent and some for its region while nothing is split; 4416 bytes more for an extent whose blocks
+//! Metadata: 81 bytes an extent and some for its region while nothing is split; 4416 bytes more for an extent whose blocks
 //! are all split (35 KiB a GiB), and up to 4096 more where words hold several orders.
 //!
 //! # Invariants
@@ -41,6 +41,7 @@
 mod drain;
 mod error;
 mod extent;
+mod free;
 mod geometry;
 #[cfg(all(test, loom))]
 mod loom_offset;
@@ -103,14 +104,16 @@ pub struct OffsetAllocator {
     high: AtomicUsize,
     /// The lowest order of which nothing is free, as far as is known (I6); above all orders when nothing is known.
     exhausted: AtomicU8,
-    /// Counts runs that span extents and were given back: those are not under the locks of their extents.
-    spans_freed: AtomicU64,
-    /// Per extent, what searches find there: see `extent`. Written under the extent's lock; read without it.
+    /// Per extent, what searches find there: see `extent`. Written under the extent's lock, but for ROOM, which a free
+    /// may add; read without it.
     flags: LazySlice<AtomicU8>,
     headers: LazySlice<Mutex<Header>>,
     /// Per extent, the blocks that are runs of their own or held as such by magazines. Written under the extent's lock;
     /// magazines look at bits of what they and their users hold.
     wholes: LazySlice<AtomicU64>,
+    /// Per extent, the split blocks of which some page is free in the bitmap; bits of other blocks mean nothing. Dropped
+    /// under the extent's lock; added by whoever frees, who may be late with it.
+    rooms: LazySlice<AtomicU64>,
     /// Per eight extents, a word of `region`: changed by compare-and-swap.
     regions: LazySlice<AtomicU64>,
     words: LazySlice<Words>,
@@ -123,6 +126,8 @@ pub struct OffsetAllocator {
 
 /// `exhausted` when nothing is known.
 const NOTHING_KNOWN: u8 = MAX_ORDER + 1;
+/// `exhausted` while it is decided. It refuses nothing.
+const DECIDING: u8 = MAX_ORDER + 2;
 
 impl OffsetAllocator {
     /// Makes an allocator for offsets below `nr_pages` that hands out orders from `min_order` up. It manages
@@ -143,10 +148,10 @@ impl OffsetAllocator {
             nr_extents,
             high: AtomicUsize::new(0),
             exhausted: AtomicU8::new(NOTHING_KNOWN),
-            spans_freed: AtomicU64::new(0),
             flags: LazySlice::populated(nr_extents)?,
             headers: LazySlice::populated(nr_extents)?,
             wholes: LazySlice::populated(nr_extents)?,
+            rooms: LazySlice::populated(nr_extents)?,
             regions: LazySlice::populated(nr_extents.div_ceil(8))?,
             words: LazySlice::reserve(nr_extents)?,
             tags: LazySlice::populated(nr_extents)?,
@@ -274,20 +279,6 @@ impl OffsetAllocator {
         })
     }
 
-    /// Gives a run back.
-    ///
-    /// # Errors
-    /// [`OffsetError::NotAllocated`] when no run begins at `offset`, [`OffsetError::WrongOrder`] with the order
-    /// that it has, and the errors of a bad offset or order. Nothing is changed then.
-    #[inline]
-    pub fn free(&self, offset: u64, order: Order) -> Result<(), OffsetError> {
-        self.check(offset, order)?;
-        match Class::of(order) {
-            Some(class) if self.magazines.give(class, offset, || self.is_taken(class, offset)) => Ok(()),
-            class => self.free_slow(offset, order, class),
-        }
-    }
-
     /// Returns the order of the run that begins at `offset`, or `None` when none does.
     pub fn order_at(&self, offset: u64) -> Option<Order> {
         if offset >= self.nr_pages {
@@ -347,7 +338,7 @@ impl OffsetAllocator {
         // SAFETY: a magazine has a unit of this extent, so the extent was present and its words are populated; they stay
         // mapped when it goes.
         let words = unsafe { self.words.get(index) };
-        words.word(page / 64) >> (page % 64) & 1 != 0
+        words.bit(page)
     }
 
     fn header(&self, index: usize) -> &Mutex<Header> {
@@ -364,6 +355,18 @@ impl OffsetAllocator {
     fn wholes(&self, index: usize) -> &AtomicU64 {
         // SAFETY: all of these are populated at construction; callers checked the index against nr_extents.
         unsafe { self.wholes.get(index) }
+    }
+
+    #[inline]
+    fn room(&self, index: usize) -> &AtomicU64 {
+        // SAFETY: all of these are populated at construction; callers checked the index against nr_extents.
+        unsafe { self.rooms.get(index) }
+    }
+
+    #[inline]
+    fn tags(&self, index: usize) -> &Tags {
+        // SAFETY: all tags are populated at construction; callers checked the index against nr_extents.
+        unsafe { self.tags.get(index) }
     }
 
     fn region_of(&self, extent: usize) -> Region<'_> {
@@ -385,7 +388,8 @@ impl OffsetAllocator {
         Locked::new(index, self.header(index).lock(), self, false)
     }
 
-    /// Says that something became free (I6). Under the lock of its extent, or after `spans_freed` was raised.
+    /// Says that something became free (I6), after it did.
+    #[inline]
     fn note_freed(&self) {
         // SeqCst here and below: see `drain`.
         if self.exhausted.load(Ordering::SeqCst) != NOTHING_KNOWN {

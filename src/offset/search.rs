@@ -5,7 +5,7 @@ use super::geometry::{
     BLOCK_ORDER, BLOCK_PAGES, Class, EXTENT_ORDER, UNIT_ORDER, WORD_ORDER, locate, run_mask,
 };
 use super::magazine::{EMPTY, FREED, held, slot};
-use super::{Lifetime, NOTHING_KNOWN, OffsetAllocator, OffsetError, region};
+use super::{Lifetime, OffsetAllocator, OffsetError, region};
 use crate::sync::atomic::Ordering;
 use crate::units::Order;
 
@@ -105,7 +105,7 @@ impl OffsetAllocator {
     }
 
     /// Empties a slot of this processor, which was `old`, into the bitmap.
-    fn put_away(
+    pub(super) fn put_away(
         &self,
         class: Class,
         which: usize,
@@ -126,6 +126,12 @@ impl OffsetAllocator {
             }
         }
         is_emptied
+    }
+
+    /// Looks as a request does first, and takes what it finds.
+    #[cfg(all(test, loom))]
+    pub(super) fn search_usual(&self, order: Order) -> Option<u64> {
+        self.search(Wanted { order, class: Class::of(order), is_long: false }, Way::Usual)
     }
 
     /// Looks through the extents, the best places first.
@@ -209,7 +215,7 @@ impl OffsetAllocator {
     }
 
     /// Puts a unit, whose extent's lock is held, in a slot of this processor if that is empty.
-    fn install(&self, class: Class, which: usize, unit: u64, mask: u32) -> bool {
+    pub(super) fn install(&self, class: Class, which: usize, unit: u64, mask: u32) -> bool {
         self.note_freed();
         let (cpu, old) = self.magazines.look(class, which);
         old == EMPTY
@@ -315,64 +321,5 @@ impl OffsetAllocator {
             may_be && self.magazines.holds(class, offset)
         });
         (!is_held).then_some(order)
-    }
-
-    /// Gives a run back to the bitmap.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn free_slow(
-        &self,
-        offset: u64,
-        order: Order,
-        class: Option<Class>,
-    ) -> Result<(), OffsetError> {
-        let (index, page) = locate(offset);
-        let adopts = class.filter(|&class| self.magazines.note_miss(class, offset >> class.unit_order()));
-        // Before the lock below: the unit that goes may be of another extent.
-        let adopts = adopts.filter(|&class| {
-            let (cpu, old) = self.magazines.look(class, FREED);
-            self.put_away(class, FREED, cpu, old, |_| true)
-        });
-        let mut extent = self.lock(index);
-        let actual = self.allocated_order(&extent, offset).ok_or(OffsetError::NotAllocated { offset })?;
-        if actual != order.get() {
-            return Err(OffsetError::WrongOrder { offset, order, actual });
-        }
-        if actual > EXTENT_ORDER {
-            drop(extent);
-            return self.free_span(offset, order);
-        }
-        self.note_freed();
-        if actual >= BLOCK_ORDER {
-            extent.give_blocks(page / BLOCK_PAGES, actual);
-            return Ok(());
-        }
-        extent.give_run(page, actual);
-        if let Some(class) = adopts
-            && let Some((unit, mask)) = extent.adopt_unit(class, page)
-            && !self.install(class, FREED, unit, mask)
-        {
-            extent.give_unit(class, unit, mask);
-        }
-        Ok(())
-    }
-
-    fn free_span(&self, offset: u64, order: Order) -> Result<(), OffsetError> {
-        let (first, _) = locate(offset);
-        let level = order.get() - EXTENT_ORDER;
-        if !self.region_of(first).update(|word| region::give(word, first % 8, level)) {
-            return Err(OffsetError::NotAllocated { offset });
-        }
-        // SeqCst: see `drain`.
-        self.spans_freed.fetch_add(1, Ordering::SeqCst);
-        self.note_freed();
-        Ok(())
-    }
-
-    /// Says that nothing of `order` is free (I6). All locks are held and the magazines are closed.
-    pub(super) fn note_exhausted(&self, order: Order) {
-        debug_assert!(order.get() < NOTHING_KNOWN);
-        // SeqCst: see `drain`.
-        self.exhausted.fetch_min(order.get(), Ordering::SeqCst);
     }
 }

@@ -12,13 +12,14 @@
 use super::extent::Locked;
 use super::geometry::{
     BLOCK_ORDER, BLOCK_PAGES, BLOCK_WORDS, Class, EXTENT_BLOCKS, EXTENT_WORDS, UNIT_ORDER, UNIT_RUNS,
-    WORD_ORDER, WORD_PAGES, bits, free_runs, run_mask,
+    WORD_ORDER, WORD_PAGES, bits, compress, expand, free_runs, pages_of_runs, run_mask,
 };
 use crate::sync::Zeroed;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// The bitmap of an extent: a set bit is a page that is taken, by a user or by a magazine. Written under the extent's
-/// lock; magazines read bits of what they and their users hold.
+/// The bitmap of an extent: a set bit is a page that is taken, by a user or by a magazine. Bits are set under the
+/// extent's lock only; they are cleared by whoever gives the run back. Magazines read bits of what they and their users
+/// hold.
 #[derive(Debug)]
 pub(super) struct Words([AtomicU64; EXTENT_WORDS]);
 
@@ -34,13 +35,50 @@ unsafe impl Zeroed for Words {}
 impl Words {
     #[inline]
     pub(super) fn word(&self, index: usize) -> u64 {
-        // Relaxed: under the lock, or about a page that the asker was handed after the bit was set.
-        self.0[index].load(Ordering::Relaxed)
+        // SeqCst: for who decides that nothing is free, and for who frees the last page of a block: see `free`. Acquire:
+        // whoever sees a page free sees what was done with it before.
+        self.0[index].load(Ordering::SeqCst)
     }
 
+    /// Returns a bit of a word, of a page that the asker was handed after the bit was set.
+    #[inline]
+    pub(super) fn bit(&self, page: usize) -> bool {
+        // Relaxed: the asker was handed the page.
+        self.0[page / WORD_PAGES].load(Ordering::Relaxed) >> (page % WORD_PAGES) & 1 != 0
+    }
+
+    /// Marks pages taken. Under the lock.
+    pub(super) fn take(&self, index: usize, mask: u64) {
+        // AcqRel: the former users' accesses come before the next one's.
+        self.0[index].fetch_or(mask, Ordering::AcqRel);
+    }
+
+    /// Marks pages free. Returns what the word was.
+    pub(super) fn give(&self, index: usize, mask: u64) -> u64 {
+        // SeqCst: see `free`.
+        self.0[index].fetch_and(!mask, Ordering::SeqCst)
+    }
+
+    /// Marks the pages of `mask` free if the word is `old`.
+    ///
+    /// # Errors
+    /// What the word is.
+    #[inline]
+    pub(super) fn give_of(&self, index: usize, old: u64, mask: u64) -> Result<u64, u64> {
+        // SeqCst: see `free`.
+        self.0[index].compare_exchange(old, old & !mask, Ordering::SeqCst, Ordering::Relaxed)
+    }
+
+    /// Sets a whole word, while nobody can hold a page of it.
     pub(super) fn set(&self, index: usize, word: u64) {
-        // Relaxed: as above.
+        // Relaxed: under the lock; whoever is handed a page learns of it through that.
         self.0[index].store(word, Ordering::Relaxed);
+    }
+
+    /// Returns whether no page of a block is taken.
+    #[inline]
+    pub(super) fn is_block_free(&self, block: usize) -> bool {
+        (block * BLOCK_WORDS..(block + 1) * BLOCK_WORDS).all(|word| self.word(word) == 0)
     }
 }
 
@@ -51,27 +89,38 @@ pub(super) const MIXED: Tag = 9;
 /// Runs of order `tag - OWNED`, of which one magazine holds some.
 pub(super) const OWNED: Tag = 10;
 
-/// The tags of an extent, one word a block.
+/// The tags of an extent, one word a block. Written under the extent's lock. The tag of a word in which a run is
+/// allocated is that run's order until it is given back, plain, owned or mixed; so who holds a run may look without the
+/// lock.
 #[derive(Debug)]
-pub(super) struct Tags([u32; EXTENT_BLOCKS]);
+pub(super) struct Tags([AtomicU32; EXTENT_BLOCKS]);
 
 impl Default for Tags {
     fn default() -> Tags {
-        Tags([0; EXTENT_BLOCKS])
+        Tags(std::array::from_fn(|_| AtomicU32::new(0)))
     }
 }
 
-// SAFETY: plain words, 0 by default.
+// SAFETY: atomics are plain words, 0 by default.
 unsafe impl Zeroed for Tags {}
 
 impl Tags {
+    #[inline]
     pub(super) fn tag(&self, word: usize) -> Tag {
-        (self.0[word / BLOCK_WORDS] >> (word % BLOCK_WORDS * 4) & 15) as Tag
+        // Relaxed: under the lock, or about a run that the asker was handed after it was written.
+        (self.0[word / BLOCK_WORDS].load(Ordering::Relaxed) >> (word % BLOCK_WORDS * 4) & 15) as Tag
     }
 
-    fn set(&mut self, word: usize, tag: Tag) {
-        let (block, shift) = (word / BLOCK_WORDS, word % BLOCK_WORDS * 4);
-        self.0[block] = self.0[block] & !(15 << shift) | u32::from(tag) << shift;
+    fn set(&self, word: usize, tag: Tag) {
+        let (block, shift) = (&self.0[word / BLOCK_WORDS], word % BLOCK_WORDS * 4);
+        // Relaxed: under the lock; whoever is handed a run learns of it through that.
+        block.store(block.load(Ordering::Relaxed) & !(15 << shift) | u32::from(tag) << shift, Ordering::Relaxed);
+    }
+
+    /// Forgets all tags.
+    pub(super) fn clear(&self) {
+        // Relaxed: as in `set`.
+        self.0.iter().for_each(|block| block.store(0, Ordering::Relaxed));
     }
 }
 
@@ -127,33 +176,53 @@ impl Locked<'_> {
         let header = self.header_mut();
         header.taken |= bit;
         header.split |= bit;
-        header.room |= bit;
         header.long |= if is_long { bit } else { 0 };
+        self.add_room(bit);
         for word in Self::words_of(block) {
-            self.tags_mut().set(word, 0);
+            self.tags().set(word, 0);
         }
     }
 
     /// Brings `room` up to date, and makes the block free again when nothing of it is taken or owned.
-    fn settle(&mut self, block: usize) {
+    pub(super) fn settle(&mut self, block: usize) {
         let bit = 1 << block;
-        let has_room = Self::words_of(block).any(|word| self.word(word) != u64::MAX);
-        let room = self.header().room & !bit | if has_room { bit } else { 0 };
-        self.header_mut().room = room;
+        let has_room = || Self::words_of(block).any(|word| self.word(word) != u64::MAX);
+        match (has_room(), self.room() & bit != 0) {
+            (true, false) => self.add_room(bit),
+            (false, true) => {
+                self.drop_room(bit);
+                // A page may have been freed since, by who saw the bit before it was dropped.
+                if has_room() {
+                    self.add_room(bit);
+                }
+            }
+            _ => {}
+        }
         let is_whole = (block + 1) * BLOCK_PAGES <= self.header().nr_pages as usize;
-        if is_whole && Self::words_of(block).all(|word| self.word(word) == 0 && !self.is_owned(word)) {
+        if is_whole
+            && self.words().is_block_free(block)
+            && !Self::words_of(block).any(|word| self.is_owned(word))
+        {
             let header = self.header_mut();
             header.split &= !bit;
-            header.room &= !bit;
             header.long &= !bit;
+            self.drop_room(bit);
             self.free_blocks(bit);
+        }
+    }
+
+    /// Settles a block of which a page was freed without the lock.
+    pub(super) fn settle_late(&mut self, block: usize) {
+        // All may have become free, and something else, meanwhile.
+        if self.is_present() && self.header().split >> block & 1 != 0 {
+            self.settle(block);
         }
     }
 
     /// Takes a unit of `class` in one of `blocks` (a mask of split blocks) for a magazine.
     pub(super) fn take_small_unit(&mut self, class: Class, blocks: u64) -> Option<(u64, u32)> {
         let units = BLOCK_PAGES >> class.unit_order();
-        bits(blocks & self.header().room).find_map(|block| {
+        bits(blocks & self.room()).find_map(|block| {
             (block * units..(block + 1) * units).find_map(|unit| self.own_unit(class, unit))
         })
     }
@@ -179,17 +248,13 @@ impl Locked<'_> {
             let len = (UNIT_RUNS << order).min(WORD_PAGES);
             let within = if len == WORD_PAGES { u64::MAX } else { ((1 << len) - 1) << shift };
             let runs = free_runs(self.word(word), order) & within;
-            let mut taken = self.word(word);
-            for bit in bits(runs) {
-                taken |= run_mask(bit, order);
-                held |= 1 << ((word * WORD_PAGES + bit - first) >> order);
-            }
-            self.words().set(word, taken);
+            self.words().take(word, pages_of_runs(runs, order));
+            held |= (compress(runs >> shift, order) as u32) << ((word * WORD_PAGES + shift - first) >> order);
         }
         if held == 0 {
             return None;
         }
-        words.for_each(|word| self.tags_mut().set(word, OWNED + order));
+        words.for_each(|word| self.tags().set(word, OWNED + order));
         self.settle(first / BLOCK_PAGES);
         let per_extent = super::EXTENT_PAGES >> class.unit_order();
         Some((self.index as u64 * per_extent + unit as u64, held))
@@ -208,15 +273,18 @@ impl Locked<'_> {
         let per_extent = super::EXTENT_PAGES >> class.unit_order();
         let unit = (unit % per_extent) as usize;
         let first = unit << class.unit_order();
-        for run in bits(u64::from(held)) {
-            let page = first + (run << class.order());
-            let word = self.word(page / WORD_PAGES);
+        let words = first / WORD_PAGES..((unit + 1) << class.unit_order()).div_ceil(WORD_PAGES);
+        let runs_a_word = WORD_PAGES >> class.order();
+        for (nth, word) in words.clone().enumerate() {
+            // A unit may be a part of a word, or have several.
+            let runs = u64::from(held) >> (nth * runs_a_word % 64) & run_mask(0, WORD_ORDER - class.order());
+            let starts = expand(runs, class.order()) << (first % WORD_PAGES);
             // A bit that is clear was freed twice at the same instant; the run is free already (I5).
-            self.words().set(page / WORD_PAGES, word & !run_mask(page % WORD_PAGES, class.order()));
+            self.words().give(word, pages_of_runs(starts, class.order()));
         }
-        for word in first / WORD_PAGES..((unit + 1) << class.unit_order()).div_ceil(WORD_PAGES) {
+        for word in words {
             debug_assert_eq!(self.tags().tag(word), OWNED + class.order());
-            self.tags_mut().set(word, class.order());
+            self.tags().set(word, class.order());
         }
         self.settle(first / BLOCK_PAGES);
     }
@@ -224,7 +292,7 @@ impl Locked<'_> {
     /// Takes the first free run of `order` in one of `blocks` (a mask of split blocks). Words of other orders are only
     /// used when `may_mix`.
     pub(super) fn take_run(&mut self, order: u8, blocks: u64, may_mix: bool) -> Option<u64> {
-        let page = bits(blocks & self.header().room).find_map(|block| {
+        let page = bits(blocks & self.room()).find_map(|block| {
             Self::words_of(block).find_map(|word| {
                 if order >= WORD_ORDER {
                     let len = 1 << (order - WORD_ORDER);
@@ -247,21 +315,21 @@ impl Locked<'_> {
         let first = page / WORD_PAGES;
         if order >= WORD_ORDER {
             for word in first..first + (1 << (order - WORD_ORDER)) {
-                self.words().set(word, u64::MAX);
-                self.tags_mut().set(word, order);
+                self.tags().set(word, order);
+                self.words().take(word, u64::MAX);
             }
         } else {
             let mask = run_mask(page % WORD_PAGES, order);
             debug_assert_eq!(self.word(first) & mask, 0);
             if self.is_free(first) {
-                self.tags_mut().set(first, order);
+                self.tags().set(first, order);
             } else if self.tags().tag(first) != order {
                 self.mix(first);
                 let head = 1 << (page % WORD_PAGES);
                 let heads = &mut self.heads_mut().0[first];
                 *heads = *heads & !mask | head;
             }
-            self.words().set(first, self.word(first) | mask);
+            self.words().take(first, mask);
         }
         self.settle(page / BLOCK_PAGES);
     }
@@ -277,7 +345,7 @@ impl Locked<'_> {
         let starts = free_runs(0, tag);
         // Pages that do not exist stand alone, so that no run seems to go on over them.
         self.heads_mut().0[word] = taken & starts | self.base(word);
-        self.tags_mut().set(word, MIXED);
+        self.tags().set(word, MIXED);
     }
 
     /// Returns whether every page of the aligned run at `page` is free in the bitmap. The block is split.
@@ -317,11 +385,11 @@ impl Locked<'_> {
     pub(super) fn give_run(&mut self, page: usize, order: u8) {
         let first = page / WORD_PAGES;
         if order >= WORD_ORDER {
-            (first..first + (1 << (order - WORD_ORDER))).for_each(|word| self.words().set(word, 0));
+            (first..first + (1 << (order - WORD_ORDER))).for_each(|word| _ = self.words().give(word, u64::MAX));
         } else {
             let mask = run_mask(page % WORD_PAGES, order);
             debug_assert_eq!(self.word(first) & mask, mask);
-            self.words().set(first, self.word(first) & !mask);
+            self.words().give(first, mask);
         }
         self.settle(page / BLOCK_PAGES);
     }
