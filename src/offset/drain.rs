@@ -13,10 +13,9 @@
 
 use super::extent::Locked;
 use super::geometry::WORD_ORDER;
-use super::search::{Wanted, Way};
-use super::free::order_in_models;
+use super::search::Wanted;
 use super::{DECIDING, OffsetAllocator};
-use crate::sync::atomic::Ordering;
+use crate::sync::atomic::{Ordering, fence};
 use crate::units::Order;
 
 impl OffsetAllocator {
@@ -89,8 +88,8 @@ impl OffsetAllocator {
             let found = loop {
                 // SeqCst here and below: see the module.
                 let before = self.exhausted.swap(DECIDING, Ordering::SeqCst);
-                order_in_models();
-                let found = self.search(wanted, Way::Decisive);
+                fence(Ordering::SeqCst);
+                let found = self.search_decisively(wanted);
                 let after = if found.is_some() { before } else { wanted.order.get() };
                 let note =
                     self.exhausted.compare_exchange(DECIDING, after, Ordering::SeqCst, Ordering::SeqCst);

@@ -7,9 +7,10 @@ use super::geometry::{
     BLOCK_ORDER, BLOCK_PAGES, BLOCK_WORDS, Class, EXTENT_BLOCKS, EXTENT_PAGES, EXTENT_UNITS, UNIT_RUNS, bits,
     free_runs, run_mask,
 };
+use super::home::Owner;
 use super::split::{Heads, Tags, Words};
 use super::{OffsetAllocator, region};
-use crate::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, Zeroed};
 
 /// The masks of an extent, one bit a block. All zero: the extent is absent.
@@ -29,6 +30,10 @@ pub(super) struct Header {
     pub(super) owned: u8,
     /// The region knows that blocks of this extent are in use, so no run spans it.
     pub(super) is_open: bool,
+    /// The processor that takes here: see `home`.
+    pub(super) owner: Owner,
+    /// Another one has taken since the owner last did.
+    pub(super) is_claimed: bool,
 }
 
 impl Default for Mutex<Header> {
@@ -41,13 +46,22 @@ impl Default for Mutex<Header> {
 unsafe impl Zeroed for Mutex<Header> {}
 
 /// A search finds a split block with room here.
-pub(super) const ROOM: u8 = 1;
+pub(super) const ROOM: u16 = 1;
 /// A search finds a free block here.
-pub(super) const BLOCK: u8 = 2;
+pub(super) const BLOCK: u16 = 2;
 /// The extent is not open: it is for searches only while its region says that it is idle.
-pub(super) const SHUT: u8 = 4;
+pub(super) const SHUT: u16 = 4;
 /// The extent is present, so that its words can be read; they can be ever after.
-pub(super) const PRESENT: u8 = 8;
+pub(super) const PRESENT: u16 = 8;
+
+/// What was taken of a unit.
+pub(super) struct Unit {
+    pub(super) number: u64,
+    /// The runs that were free, one or more.
+    pub(super) mask: u32,
+    /// The unit is for a magazine. It is not when there is one run only, which its user takes at once.
+    pub(super) is_owned: bool,
+}
 
 /// Blocks that no extent has.
 const NO_BLOCKS: u64 = if EXTENT_BLOCKS == 64 { 0 } else { u64::MAX << (EXTENT_BLOCKS % 64) };
@@ -197,6 +211,7 @@ impl<'a> Locked<'a> {
     fn shut_if_idle(&mut self) {
         if self.is_full_length() && self.header().is_open && self.header().taken == NO_BLOCKS {
             self.header_mut().is_open = false;
+            self.header_mut().owner = Owner::NOBODY;
             self.offsets.set_idle(self.index);
         }
     }
@@ -254,9 +269,9 @@ impl<'a> Locked<'a> {
         Some(BLOCK_ORDER + (rest.trailing_ones() + 1).ilog2() as u8)
     }
 
-    /// Takes the free blocks of a unit for a magazine: at most `UNIT_RUNS`, of the first unit with any that no magazine
-    /// has. The extent is open.
-    pub(super) fn take_block_unit(&mut self) -> Option<(u64, u32)> {
+    /// Takes the free blocks of a unit for a magazine: at most `MAX_HELD_BLOCKS`, of the first unit with any that no
+    /// magazine has. The extent is open.
+    pub(super) fn take_block_unit(&mut self) -> Option<Unit> {
         let unit = (0..EXTENT_UNITS)
             .find(|&unit| self.header().owned >> unit & 1 == 0 && self.free_of_unit(unit) != 0)?;
         // A few, the lowest: what a magazine holds is not there for smaller runs.
@@ -264,9 +279,12 @@ impl<'a> Locked<'a> {
             bits(self.free_of_unit(unit)).take(MAX_HELD_BLOCKS).fold(0, |mask, bit| mask | 1u64 << bit);
         let blocks = held << (unit * UNIT_RUNS);
         self.header_mut().taken |= blocks;
-        self.header_mut().owned |= 1 << unit;
         self.set_whole_mask(self.whole_mask() | blocks);
-        Some(((self.index * EXTENT_UNITS + unit) as u64, held as u32))
+        let is_owned = !held.is_power_of_two();
+        if is_owned {
+            self.header_mut().owned |= 1 << unit;
+        }
+        Some(Unit { number: (self.index * EXTENT_UNITS + unit) as u64, mask: held as u32, is_owned })
     }
 
     fn free_of_unit(&self, unit: usize) -> u64 {
@@ -312,9 +330,9 @@ impl<'a> Locked<'a> {
     }
 
     /// Tells searches what they find here. Only what changed is written: searches everywhere read it.
-    fn publish(&self) {
+    pub(super) fn publish(&self) {
         let header = self.header();
-        let mut flags = 0;
+        let mut flags = header.owner.to_flags();
         if header.nr_pages != 0 {
             flags |= PRESENT;
             flags |= if header.taken != u64::MAX { BLOCK } else { 0 };
@@ -327,7 +345,7 @@ impl<'a> Locked<'a> {
             self.drop_room(stray);
         }
         flags |= if self.room() != 0 { ROOM } else { 0 };
-        let published: &AtomicU8 = self.offsets.flags(self.index);
+        let published = self.offsets.flags(self.index);
         // Relaxed: all but ROOM is written under the lock that is held, and ROOM is looked at again below.
         let before = published.load(Ordering::Relaxed);
         if flags & !before != 0 {

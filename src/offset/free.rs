@@ -6,10 +6,10 @@
 //! # Protocol of a free without the lock
 //! 1. The word, then its tag: the pages must be taken and the tag be the order. A run that is allocated keeps both.
 //! 2. The word without the run (SeqCst): from here on the run is free.
-//! 3. `exhausted` is raised if it was low (SeqCst).
-//! 4. If the word was full, the block has room, which is told by setting its bit in `room`, and if that was the extent's
-//!    first, by the flag.
-//! 5. If no page of the block is taken any more, the block is settled under the lock.
+//! 3. If the word was full, the block has room, which is told by setting its bit in `room` (SeqCst), and if that was the
+//!    extent's first, by the flag.
+//! 4. If no page of the block is taken any more, the block is settled under the lock.
+//! 5. `exhausted` is raised if it was low (SeqCst). Last, for a decision looks where room was told.
 //!
 //! Bits are set under the lock only. So whoever holds it may see more become free, but not less. A mask that says "nothing here"
 //! is written before the pages are looked at a last time (`settle`, `publish`): either the free comes before and is seen, or it
@@ -22,6 +22,8 @@ use super::geometry::{BLOCK_ORDER, BLOCK_PAGES, Class, EXTENT_ORDER, WORD_ORDER,
 use super::magazine::FREED;
 use super::{OffsetAllocator, OffsetError, region};
 use crate::sync::atomic::Ordering;
+#[cfg(loom)]
+use crate::sync::atomic::fence;
 use crate::units::Order;
 
 impl OffsetAllocator {
@@ -70,20 +72,21 @@ impl OffsetAllocator {
             }
         }
         order_in_models();
-        self.note_freed();
         if old == u64::MAX {
             self.tell_room(index, page / BLOCK_PAGES);
         }
         if old == mask && words.is_block_free(page / BLOCK_PAGES) {
             self.lock(index).settle_late(page / BLOCK_PAGES);
         }
+        order_in_models();
+        self.note_freed();
         true
     }
 
     /// Says that a page of a split block became free.
     fn tell_room(&self, index: usize, block: usize) {
-        // AcqRel: see the module.
-        let before = self.room(index).fetch_or(1 << block, Ordering::AcqRel);
+        // SeqCst: see the module.
+        let before = self.room(index).fetch_or(1 << block, Ordering::SeqCst);
         if before == 0 {
             // AcqRel: see the module.
             self.flags(index).fetch_or(ROOM, Ordering::AcqRel);
@@ -101,10 +104,7 @@ impl OffsetAllocator {
     ) -> Result<(), OffsetError> {
         let (index, page) = locate(offset);
         // Before the lock below: the unit that goes may be of another extent.
-        let adopts = adopts.filter(|&class| {
-            let (cpu, old) = self.magazines.look(class, FREED);
-            self.put_away(class, FREED, cpu, old, |_| true)
-        });
+        let adopts = adopts.filter(|&class| self.put_away(class, FREED));
         let mut extent = self.lock(index);
         let actual = self.allocated_order(&extent, offset).ok_or(OffsetError::NotAllocated { offset })?;
         if actual != order.get() {
@@ -121,10 +121,10 @@ impl OffsetAllocator {
         }
         self.note_freed();
         if let Some(class) = adopts
-            && let Some((unit, mask)) = extent.adopt_unit(class, page)
-            && !self.install(class, FREED, unit, mask)
+            && let Some(unit) = extent.adopt_unit(class, page)
+            && !self.install(class, FREED, unit.number, unit.mask)
         {
-            extent.give_unit(class, unit, mask);
+            extent.give_unit(class, unit.number, unit.mask);
         }
         Ok(())
     }
@@ -141,7 +141,7 @@ impl OffsetAllocator {
 }
 
 /// Orders what comes before and after in a model, whose SeqCst accesses are Acquire and Release only.
-pub(super) fn order_in_models() {
+fn order_in_models() {
     #[cfg(loom)]
-    loom::sync::atomic::fence(Ordering::SeqCst);
+    fence(Ordering::SeqCst);
 }

@@ -14,6 +14,7 @@
 //! | a unit and a mask | another mask, by the slot's processor; empty, under the lock of the unit's extent, by the slot's processor or by whoever closed the magazines |
 
 use super::geometry::{Class, UNIT_ORDER};
+use super::home::Visits;
 use crate::error::SysError;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 #[cfg(not(loom))]
@@ -31,6 +32,8 @@ pub(super) const FREED: usize = 2;
 /// Words of a class: its slots, and the unit that was last freed to in vain.
 const STRIDE: usize = 4;
 const MISSED: usize = 3;
+/// The word that says when the processor looks everywhere.
+const VISITS: usize = Class::COUNT * STRIDE;
 const NR_WORDS: usize = 32;
 /// How often a step is tried before the lock is taken instead.
 const TRIES: usize = if cfg!(loom) { 1 } else { 3 };
@@ -192,6 +195,17 @@ impl Magazines {
         false
     }
 
+    /// Returns when a processor looks everywhere.
+    pub(super) fn visits(&self, cpu: usize) -> Visits {
+        // Relaxed: a hint.
+        Visits::from_word(self.word(cpu, VISITS).load(Ordering::Relaxed))
+    }
+
+    pub(super) fn set_visits(&self, cpu: usize, visits: Visits) {
+        // Relaxed: a hint. A thread that was moved in between may undo what another noted.
+        self.word(cpu, VISITS).store(visits.to_word(), Ordering::Relaxed);
+    }
+
     /// Returns the number of the calling processor and what its slot is.
     pub(super) fn look(&self, class: Class, which: usize) -> (usize, u64) {
         let cpu = current_cpu();
@@ -280,12 +294,12 @@ pub(super) fn nr_cpus() -> usize {
 /// Returns the number of the processor that runs the calling thread.
 #[cfg(not(loom))]
 #[inline]
-fn current_cpu() -> usize {
+pub(super) fn current_cpu() -> usize {
     rseq::current_cpu()
 }
 
 #[cfg(loom)]
-use for_loom::current_cpu;
+pub(super) use for_loom::current_cpu;
 #[cfg(all(test, loom))]
 pub(super) use for_loom::set_cpu;
 

@@ -12,7 +12,7 @@
 //! | magazine | orders 0 to 4 and 9: what each processor holds ready, no lock | `magazine` |
 //!
 //! An allocation takes from its processor's magazine. An empty one is refilled by a *unit*, 32 aligned runs of the order,
-//! the first that has a free run: so placement is address-ordered, one lock serves up to 32 allocations, and 32 pages are
+//! the first that has a free run in the extents that no other processor is busy with (`home`): so placement is address-ordered, one lock serves up to 32 allocations, and 32 pages are
 //! taken by changing one word. A free goes to the freeing processor's magazine if that has the unit (two frees
 //! in a row to another unit fetch that), else to the bitmap. Long-lived small runs have blocks of their own.
 //! A free names offset and order, and both are checked against the bitmap and the magazines before anything changes.
@@ -21,7 +21,7 @@
 //! block empty); all else takes the short lock of one extent; orders 16 to 18 are lock-free. No request fails while a fitting run is free all along: before it does, the magazines are closed and
 //! emptied, and it is decided under all locks (`drain`).
 //!
-//! Metadata: 81 bytes an extent and some for its region while nothing is split; 4416 bytes more for an extent whose blocks
+//! Metadata: 82 bytes an extent and some for its region while nothing is split; 4416 bytes more for an extent whose blocks
 //! are all split (35 KiB a GiB), and up to 4096 more where words hold several orders.
 //!
 //! # Invariants
@@ -43,6 +43,7 @@ mod error;
 mod extent;
 mod free;
 mod geometry;
+mod home;
 #[cfg(all(test, loom))]
 mod loom_offset;
 mod magazine;
@@ -58,7 +59,7 @@ pub use error::{Inconsistency, OffsetError};
 pub use geometry::{EXTENT_ORDER, EXTENT_PAGES};
 
 use crate::error::SysError;
-use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{LazySlice, Mutex};
 use crate::units::{MAX_ORDER, Order};
 use extent::{Header, Locked};
@@ -104,9 +105,9 @@ pub struct OffsetAllocator {
     high: AtomicUsize,
     /// The lowest order of which nothing is free, as far as is known (I6); above all orders when nothing is known.
     exhausted: AtomicU8,
-    /// Per extent, what searches find there: see `extent`. Written under the extent's lock, but for ROOM, which a free
+    /// Per extent, what searches find there, and whose it is: see `extent` and `home`. Written under the extent's lock, but for ROOM, which a free
     /// may add; read without it.
-    flags: LazySlice<AtomicU8>,
+    flags: LazySlice<AtomicU16>,
     headers: LazySlice<Mutex<Header>>,
     /// Per extent, the blocks that are runs of their own or held as such by magazines. Written under the extent's lock;
     /// magazines look at bits of what they and their users hold.
@@ -346,7 +347,7 @@ impl OffsetAllocator {
         unsafe { self.headers.get(index) }
     }
 
-    fn flags(&self, index: usize) -> &AtomicU8 {
+    fn flags(&self, index: usize) -> &AtomicU16 {
         // SAFETY: all flags are populated at construction; callers checked the index against nr_extents.
         unsafe { self.flags.get(index) }
     }
@@ -393,7 +394,7 @@ impl OffsetAllocator {
     fn note_freed(&self) {
         // SeqCst here and below: see `drain`.
         if self.exhausted.load(Ordering::SeqCst) != NOTHING_KNOWN {
-            self.exhausted.store(NOTHING_KNOWN, Ordering::SeqCst);
+            self.exhausted.swap(NOTHING_KNOWN, Ordering::SeqCst);
         }
     }
 }

@@ -1,17 +1,18 @@
 //! Taking and giving back under the locks: what magazines are filled from.
 
-use super::extent::{BLOCK, Locked, ROOM, SHUT};
+use super::extent::{BLOCK, Locked, ROOM, SHUT, Unit};
 use super::geometry::{
     BLOCK_ORDER, BLOCK_PAGES, Class, EXTENT_ORDER, UNIT_ORDER, WORD_ORDER, locate, run_mask,
 };
-use super::magazine::{EMPTY, FREED, held, slot};
+use super::home::Owner;
+use super::magazine::{EMPTY, FREED, current_cpu, held, slot};
 use super::{Lifetime, OffsetAllocator, OffsetError, region};
 use crate::sync::atomic::Ordering;
 use crate::units::Order;
 
 /// How a search goes about it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+enum Way {
     /// One lock at a time; magazines are filled.
     Usual,
     /// All locks are held, and the magazines are closed.
@@ -27,6 +28,11 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
+    #[inline]
+    pub(super) fn new(order: Order, lifetime: Lifetime) -> Wanted {
+        Wanted { order, class: Class::of(order), is_long: lifetime == Lifetime::Long }
+    }
+
     /// Returns the slot of a magazine that serves this.
     fn which(&self) -> usize {
         usize::from(self.is_long && self.class != Some(Class::BLOCK))
@@ -43,7 +49,7 @@ impl OffsetAllocator {
         if order < self.min_order {
             return Err(OffsetError::OrderTooSmall { order, min_order: self.min_order });
         }
-        let wanted = Wanted { order, class: Class::of(order), is_long: lifetime == Lifetime::Long };
+        let wanted = Wanted::new(order, lifetime);
         if let Some(class) = wanted.class
             && let Some(offset) =
                 self.magazines.take(class, wanted.which(), |offset| self.is_taken(class, offset))
@@ -90,33 +96,32 @@ impl OffsetAllocator {
             {
                 return Ok(offset);
             }
-            self.retire(class, wanted.which());
         }
-        match self.search(wanted, Way::Usual).or_else(|| self.search_drained(wanted)) {
+        match self.search_usual(wanted).or_else(|| self.search_drained(wanted)) {
             Some(offset) => Ok(offset),
             None => Err(OffsetError::Exhausted { order, free_pages: self.free_pages() }),
         }
     }
 
-    /// Lets go of the unit that a slot of this processor has and holds nothing of.
-    fn retire(&self, class: Class, which: usize) {
+    /// Lets go of the unit that a slot of this processor has and holds nothing of. Returns the lock that this took.
+    fn retire(&self, class: Class, which: usize) -> Option<Locked<'_>> {
         let (cpu, old) = self.magazines.look(class, which);
-        self.put_away(class, which, cpu, old, |mask| mask == 0);
+        let (unit, mask) = held(old)?;
+        if mask != 0 {
+            return None;
+        }
+        let mut extent = self.lock(class.extent_of(unit));
+        if self.magazines.exchange(cpu, class, which, old, EMPTY) {
+            extent.give_unit(class, unit, mask);
+            extent.publish();
+        }
+        Some(extent)
     }
 
-    /// Empties a slot of this processor, which was `old`, into the bitmap.
-    pub(super) fn put_away(
-        &self,
-        class: Class,
-        which: usize,
-        cpu: usize,
-        old: u64,
-        is_wanted: impl Fn(u32) -> bool,
-    ) -> bool {
+    /// Empties a slot of this processor into the bitmap.
+    pub(super) fn put_away(&self, class: Class, which: usize) -> bool {
+        let (cpu, old) = self.magazines.look(class, which);
         let Some((unit, mask)) = held(old) else { return true };
-        if !is_wanted(mask) {
-            return false;
-        }
         let mut extent = self.lock(class.extent_of(unit));
         let is_emptied = self.magazines.exchange(cpu, class, which, old, EMPTY);
         if is_emptied {
@@ -128,90 +133,26 @@ impl OffsetAllocator {
         is_emptied
     }
 
-    /// Looks as a request does first, and takes what it finds.
-    #[cfg(all(test, loom))]
-    pub(super) fn search_usual(&self, order: Order) -> Option<u64> {
-        self.search(Wanted { order, class: Class::of(order), is_long: false }, Way::Usual)
-    }
-
-    /// Looks through the extents, the best places first.
-    pub(super) fn search(&self, wanted: Wanted, way: Way) -> Option<u64> {
-        let order = wanted.order.get();
-        if order > EXTENT_ORDER {
-            return self.take_span(order);
+    /// Refills this processor's magazine, or takes what no magazine holds: what is its own or nobody's first, now and then
+    /// what is lowest.
+    pub(super) fn search_usual(&self, wanted: Wanted) -> Option<u64> {
+        let cpu = current_cpu();
+        let kept = wanted.class.and_then(|class| self.retire(class, wanted.which()));
+        let mut search = Search { offsets: self, wanted, way: Way::Usual, cpu, me: None, kept };
+        if wanted.order.get() > EXTENT_ORDER || self.magazines.is_visit(cpu) {
+            return search.run();
         }
-        if order >= BLOCK_ORDER {
-            return self.search_extents(BLOCK, way, |extent| {
-                if !extent.open() {
-                    return None;
-                }
-                if let Some(offset) = self.fill(extent, wanted, way, |extent, _| extent.take_block_unit()) {
-                    return Some(offset);
-                }
-                // A unit that no slot took went back, and an extent that it left idle is shut again.
-                if extent.open() { extent.take_blocks(order) } else { None }
-            });
-        }
-        let take = |extent: &mut Locked<'_>, blocks: u64| {
-            self.fill(extent, wanted, way, |extent, class| extent.take_small_unit(class, blocks))
-                .or_else(|| extent.take_run(order, blocks, false))
-        };
-        let in_split = |extent: &mut Locked<'_>| {
-            let long = extent.header().long;
-            take(extent, if wanted.is_long { long } else { !long })
-        };
-        let in_free = |extent: &mut Locked<'_>| {
-            if !extent.open() {
-                return None;
-            }
-            let block = extent.split_block(wanted.is_long)?;
-            take(extent, 1 << block)
-        };
-        self.search_extents(ROOM, way, in_split)
-            .or_else(|| self.search_extents(BLOCK, way, in_free))
-            .or_else(|| self.search_extents(ROOM, way, |extent| extent.take_run(order, u64::MAX, true)))
-    }
-
-    /// Tries one extent after the other that has `flag`.
-    fn search_extents(
-        &self,
-        flag: u8,
-        way: Way,
-        take: impl Fn(&mut Locked<'_>) -> Option<u64>,
-    ) -> Option<u64> {
-        self.extents().find_map(|index| {
-            if way == Way::Decisive {
-                let mut extent = self.adopt(index);
-                return if extent.is_present() { take(&mut extent) } else { None };
-            }
-            // Acquire: pairs with the Release of `publish`.
-            let flags = self.flags(index).load(Ordering::Acquire);
-            let is_shut =
-                flags & SHUT != 0 && region::open(self.region_of(index).load(), index % 8).is_none();
-            if flags & flag == 0 || is_shut {
-                return None;
-            }
-            let mut extent = self.lock(index);
-            if extent.is_present() { take(&mut extent) } else { None }
+        search.me = Some(Owner::of_cpu(cpu));
+        search.run_tidily().or_else(|| {
+            search.me = None;
+            search.run()
         })
     }
 
-    /// Fills this processor's empty slot with a unit and takes the first run of it.
-    fn fill(
-        &self,
-        extent: &mut Locked<'_>,
-        wanted: Wanted,
-        way: Way,
-        unit: impl FnOnce(&mut Locked<'_>, Class) -> Option<(u64, u32)>,
-    ) -> Option<u64> {
-        let class = wanted.class.filter(|_| way == Way::Usual)?;
-        let (unit, mask) = unit(extent, class)?;
-        let rest = mask & (mask - 1);
-        if !self.install(class, wanted.which(), unit, rest) {
-            extent.give_unit(class, unit, mask);
-            return None;
-        }
-        Some(((unit << UNIT_ORDER) + u64::from(mask.trailing_zeros())) << class.order())
+    /// Looks at everything, under all locks.
+    pub(super) fn search_decisively(&self, wanted: Wanted) -> Option<u64> {
+        let cpu = current_cpu();
+        Search { offsets: self, wanted, way: Way::Decisive, cpu, me: None, kept: None }.run()
     }
 
     /// Puts a unit, whose extent's lock is held, in a slot of this processor if that is empty.
@@ -321,5 +262,114 @@ impl OffsetAllocator {
             may_be && self.magazines.holds(class, offset)
         });
         (!is_held).then_some(order)
+    }
+}
+
+/// A search through the extents.
+struct Search<'a> {
+    offsets: &'a OffsetAllocator,
+    wanted: Wanted,
+    way: Way,
+    cpu: usize,
+    /// Whose extents are looked at, and nobody's; `None` for everybody's.
+    me: Option<Owner>,
+    /// A lock that is held already, to be used or given up before any other is taken.
+    kept: Option<Locked<'a>>,
+}
+
+impl Search<'_> {
+    /// Takes a run from the best place.
+    fn run(&mut self) -> Option<u64> {
+        let order = self.wanted.order.get();
+        if order > EXTENT_ORDER {
+            return self.offsets.take_span(order);
+        }
+        let found = self.run_tidily();
+        if order >= BLOCK_ORDER {
+            return found;
+        }
+        found.or_else(|| self.in_extents(ROOM, |_, extent| extent.take_run(order, u64::MAX, true)))
+    }
+
+    /// As [`run`](Search::run), but mixes no orders in a word.
+    fn run_tidily(&mut self) -> Option<u64> {
+        if self.wanted.order.get() >= BLOCK_ORDER {
+            return self.in_extents(BLOCK, Search::take_blocks);
+        }
+        let is_long = self.wanted.is_long;
+        let in_split = |search: &Self, extent: &mut Locked<'_>| {
+            let long = extent.header().long;
+            search.take_small(extent, if is_long { long } else { !long })
+        };
+        let in_free = |search: &Self, extent: &mut Locked<'_>| {
+            if !extent.open() {
+                return None;
+            }
+            let block = extent.split_block(is_long)?;
+            search.take_small(extent, 1 << block)
+        };
+        self.in_extents(ROOM, in_split).or_else(|| self.in_extents(BLOCK, in_free))
+    }
+
+    fn take_small(&self, extent: &mut Locked<'_>, blocks: u64) -> Option<u64> {
+        self.fill(extent, |extent, class| extent.take_small_unit(class, blocks))
+            .or_else(|| extent.take_run(self.wanted.order.get(), blocks, false))
+    }
+
+    fn take_blocks(&self, extent: &mut Locked<'_>) -> Option<u64> {
+        if !extent.open() {
+            return None;
+        }
+        if let Some(offset) = self.fill(extent, |extent, _| extent.take_block_unit()) {
+            return Some(offset);
+        }
+        // A unit that no slot took went back, and an extent that it left idle is shut again.
+        if extent.open() { extent.take_blocks(self.wanted.order.get()) } else { None }
+    }
+
+    /// Tries one extent after the other that has `flag`.
+    fn in_extents(
+        &mut self,
+        flag: u16,
+        take: impl Fn(&Self, &mut Locked<'_>) -> Option<u64>,
+    ) -> Option<u64> {
+        let offsets = self.offsets;
+        offsets.extents().find_map(|index| {
+            if self.way == Way::Decisive {
+                let mut extent = offsets.adopt(index);
+                return if extent.is_present() { take(self, &mut extent) } else { None };
+            }
+            // Acquire: pairs with the Release of `publish`.
+            let flags = offsets.flags(index).load(Ordering::Acquire);
+            if flags & flag == 0 || self.me.is_some_and(|me| me.is_kept_out(flags)) {
+                return None;
+            }
+            if flags & SHUT != 0 && region::open(offsets.region_of(index).load(), index % 8).is_none() {
+                return None;
+            }
+            let kept = self.kept.take().filter(|kept| kept.index == index);
+            let mut extent = kept.unwrap_or_else(|| offsets.lock(index));
+            let found = if extent.is_present() { take(self, &mut extent) } else { None };
+            if found.is_some() {
+                extent.note_taker(self.cpu);
+            }
+            found
+        })
+    }
+
+    /// Fills this processor's empty slot with a unit and takes the first run of it.
+    fn fill(
+        &self,
+        extent: &mut Locked<'_>,
+        unit: impl FnOnce(&mut Locked<'_>, Class) -> Option<Unit>,
+    ) -> Option<u64> {
+        let class = self.wanted.class.filter(|_| self.way == Way::Usual)?;
+        let Unit { number, mask, is_owned } = unit(extent, class)?;
+        let rest = mask & (mask - 1);
+        if is_owned && !self.offsets.install(class, self.wanted.which(), number, rest) {
+            extent.give_unit(class, number, mask);
+            return None;
+        }
+        Some(((number << UNIT_ORDER) + u64::from(mask.trailing_zeros())) << class.order())
     }
 }

@@ -9,7 +9,7 @@
 //! One bit and an eighth a page could not tell any mix of orders apart: a block of 2^k pages has A(k) = 1 + A(k-1)^2
 //! states, A(0) = 2, which comes to 1.18 bits a page.
 
-use super::extent::Locked;
+use super::extent::{Locked, Unit};
 use super::geometry::{
     BLOCK_ORDER, BLOCK_PAGES, BLOCK_WORDS, Class, EXTENT_BLOCKS, EXTENT_WORDS, UNIT_ORDER, UNIT_RUNS,
     WORD_ORDER, WORD_PAGES, bits, compress, expand, free_runs, pages_of_runs, run_mask,
@@ -185,6 +185,11 @@ impl Locked<'_> {
 
     /// Brings `room` up to date, and makes the block free again when nothing of it is taken or owned.
     pub(super) fn settle(&mut self, block: usize) {
+        self.settle_room(block);
+        self.settle_whole(block);
+    }
+
+    fn settle_room(&mut self, block: usize) {
         let bit = 1 << block;
         let has_room = || Self::words_of(block).any(|word| self.word(word) != u64::MAX);
         match (has_room(), self.room() & bit != 0) {
@@ -198,6 +203,10 @@ impl Locked<'_> {
             }
             _ => {}
         }
+    }
+
+    fn settle_whole(&mut self, block: usize) {
+        let bit = 1 << block;
         let is_whole = (block + 1) * BLOCK_PAGES <= self.header().nr_pages as usize;
         if is_whole
             && self.words().is_block_free(block)
@@ -220,15 +229,16 @@ impl Locked<'_> {
     }
 
     /// Takes a unit of `class` in one of `blocks` (a mask of split blocks) for a magazine.
-    pub(super) fn take_small_unit(&mut self, class: Class, blocks: u64) -> Option<(u64, u32)> {
+    pub(super) fn take_small_unit(&mut self, class: Class, blocks: u64) -> Option<Unit> {
         let units = BLOCK_PAGES >> class.unit_order();
         bits(blocks & self.room()).find_map(|block| {
-            (block * units..(block + 1) * units).find_map(|unit| self.own_unit(class, unit))
+            (block * units..(block + 1) * units).find_map(|unit| self.take_unit(class, unit, true))
         })
     }
 
-    /// Takes what is free of a unit (counted from the extent's start), if all of its words hold this order or nothing.
-    fn own_unit(&mut self, class: Class, unit: usize) -> Option<(u64, u32)> {
+    /// Takes what is free of a unit (counted from the extent's start), if all of its words hold this order or nothing. When
+    /// that is one run the unit need not be owned.
+    fn take_unit(&mut self, class: Class, unit: usize, may_be_alone: bool) -> Option<Unit> {
         let order = class.order();
         let first = unit << class.unit_order();
         let words = first / WORD_PAGES..((unit + 1) << class.unit_order()).div_ceil(WORD_PAGES);
@@ -254,39 +264,45 @@ impl Locked<'_> {
         if held == 0 {
             return None;
         }
-        words.for_each(|word| self.tags().set(word, OWNED + order));
-        self.settle(first / BLOCK_PAGES);
+        let is_owned = !(may_be_alone && held.is_power_of_two());
+        let tag = if is_owned { OWNED + order } else { order };
+        words.for_each(|word| self.tags().set(word, tag));
+        self.settle_room(first / BLOCK_PAGES);
         let per_extent = super::EXTENT_PAGES >> class.unit_order();
-        Some((self.index as u64 * per_extent + unit as u64, held))
+        Some(Unit { number: self.index as u64 * per_extent + unit as u64, mask: held, is_owned })
     }
 
     /// Takes the unit of the freed run at `page`, of which nothing is held, so that further frees go to a magazine.
     /// Returns `None` if it is owned already, or holds other orders.
-    pub(super) fn adopt_unit(&mut self, class: Class, page: usize) -> Option<(u64, u32)> {
+    pub(super) fn adopt_unit(&mut self, class: Class, page: usize) -> Option<Unit> {
         if self.header().split >> (page / BLOCK_PAGES) & 1 == 0 {
             return None;
         }
-        self.own_unit(class, page >> class.unit_order())
+        self.take_unit(class, page >> class.unit_order(), false)
     }
 
     pub(super) fn give_small_unit(&mut self, class: Class, unit: u64, held: u32) {
         let per_extent = super::EXTENT_PAGES >> class.unit_order();
         let unit = (unit % per_extent) as usize;
         let first = unit << class.unit_order();
-        let words = first / WORD_PAGES..((unit + 1) << class.unit_order()).div_ceil(WORD_PAGES);
         let runs_a_word = WORD_PAGES >> class.order();
-        for (nth, word) in words.clone().enumerate() {
-            // A unit may be a part of a word, or have several.
-            let runs = u64::from(held) >> (nth * runs_a_word % 64) & run_mask(0, WORD_ORDER - class.order());
-            let starts = expand(runs, class.order()) << (first % WORD_PAGES);
-            // A bit that is clear was freed twice at the same instant; the run is free already (I5).
-            self.words().give(word, pages_of_runs(starts, class.order()));
-        }
-        for word in words {
+        for (nth, word) in
+            (first / WORD_PAGES..((unit + 1) << class.unit_order()).div_ceil(WORD_PAGES)).enumerate()
+        {
             debug_assert_eq!(self.tags().tag(word), OWNED + class.order());
             self.tags().set(word, class.order());
+            // A unit may be a part of a word, or have several.
+            let runs = u64::from(held) >> (nth * runs_a_word % 64) & run_mask(0, WORD_ORDER - class.order());
+            if runs != 0 {
+                let starts = expand(runs, class.order()) << (first % WORD_PAGES);
+                // A bit that is clear was freed twice at the same instant; the run is free already (I5).
+                self.words().give(word, pages_of_runs(starts, class.order()));
+            }
         }
-        self.settle(first / BLOCK_PAGES);
+        if held != 0 {
+            self.settle_room(first / BLOCK_PAGES);
+        }
+        self.settle_whole(first / BLOCK_PAGES);
     }
 
     /// Takes the first free run of `order` in one of `blocks` (a mask of split blocks). Words of other orders are only
@@ -331,7 +347,7 @@ impl Locked<'_> {
             }
             self.words().take(first, mask);
         }
-        self.settle(page / BLOCK_PAGES);
+        self.settle_room(page / BLOCK_PAGES);
     }
 
     /// Makes a word mixed: writes down where its runs begin.

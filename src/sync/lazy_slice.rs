@@ -34,8 +34,8 @@ mod real {
 
     // SAFETY: an atomic is a plain word; zero is its default.
     unsafe impl Zeroed for std::sync::atomic::AtomicU64 {}
-    // SAFETY: an atomic is a plain byte; zero is its default.
-    unsafe impl Zeroed for std::sync::atomic::AtomicU8 {}
+    // SAFETY: an atomic is a plain half-word; zero is its default.
+    unsafe impl Zeroed for std::sync::atomic::AtomicU16 {}
 
     /// A reserved array of `T`, populated by ranges.
     #[derive(Debug)]
@@ -153,7 +153,7 @@ mod model {
     // SAFETY: never built from zero bytes in models.
     unsafe impl Zeroed for loom::sync::atomic::AtomicU64 {}
     // SAFETY: never built from zero bytes in models.
-    unsafe impl Zeroed for loom::sync::atomic::AtomicU8 {}
+    unsafe impl Zeroed for loom::sync::atomic::AtomicU16 {}
 
     /// The array of models: every element exists from the start; giving back does nothing, so users zero first.
     pub(crate) struct LazySlice<T> {
