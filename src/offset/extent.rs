@@ -12,6 +12,7 @@ use super::split::{Heads, Tags, Words};
 use super::{OffsetAllocator, region};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, Zeroed};
+use std::mem::ManuallyDrop;
 
 /// The masks of an extent, one bit a block. All zero: the extent is absent.
 #[derive(Debug, Default)]
@@ -45,14 +46,12 @@ impl Default for Mutex<Header> {
 // SAFETY: a free lock is 0, and so is an absent extent's header.
 unsafe impl Zeroed for Mutex<Header> {}
 
-/// A search finds a split block with room here.
-pub(super) const ROOM: u16 = 1;
 /// A search finds a free block here.
-pub(super) const BLOCK: u16 = 2;
+pub(super) const BLOCK: u16 = 1;
 /// The extent is not open: it is for searches only while its region says that it is idle.
-pub(super) const SHUT: u16 = 4;
+pub(super) const SHUT: u16 = 2;
 /// The extent is present, so that its words can be read; they can be ever after.
-pub(super) const PRESENT: u16 = 8;
+pub(super) const PRESENT: u16 = 4;
 
 /// What was taken of a unit.
 pub(super) struct Unit {
@@ -69,8 +68,8 @@ const NO_BLOCKS: u64 = if EXTENT_BLOCKS == 64 { 0 } else { u64::MAX << (EXTENT_B
 /// An extent whose lock is held. Dropping it publishes what searches look at and gives the lock back.
 pub(super) struct Locked<'a> {
     pub(super) index: usize,
-    /// `None` only while it is dropped.
-    guard: Option<MutexGuard<'a, Header>>,
+    /// Taken out only by `drop`.
+    guard: ManuallyDrop<MutexGuard<'a, Header>>,
     pub(super) offsets: &'a OffsetAllocator,
     /// The lock stays held when this is dropped.
     keep: bool,
@@ -83,15 +82,15 @@ impl<'a> Locked<'a> {
         offsets: &'a OffsetAllocator,
         keep: bool,
     ) -> Locked<'a> {
-        Locked { index, guard: Some(guard), offsets, keep }
+        Locked { index, guard: ManuallyDrop::new(guard), offsets, keep }
     }
 
     pub(super) fn header(&self) -> &Header {
-        self.guard.as_ref().expect("held until drop")
+        &self.guard
     }
 
     pub(super) fn header_mut(&mut self) -> &mut Header {
-        self.guard.as_mut().expect("held until drop")
+        &mut self.guard
     }
 
     pub(super) fn is_present(&self) -> bool {
@@ -146,7 +145,13 @@ impl<'a> Locked<'a> {
     /// Returns the split blocks of which some page is free in the bitmap.
     pub(super) fn room(&self) -> u64 {
         // Acquire: whoever finds room here sees what was freed.
-        self.offsets.room(self.index).load(Ordering::Acquire) & self.header().split
+        let room = self.offsets.room(self.index).load(Ordering::Acquire);
+        let split = self.header().split;
+        if room & !split != 0 {
+            // Told late, of a block that has become whole meanwhile.
+            self.drop_room(!split);
+        }
+        room & split
     }
 
     pub(super) fn add_room(&self, blocks: u64) {
@@ -338,28 +343,12 @@ impl<'a> Locked<'a> {
             flags |= if header.taken != u64::MAX { BLOCK } else { 0 };
             flags |= if header.is_open { 0 } else { SHUT };
         }
-        let room = self.offsets.room(self.index);
-        // Relaxed: what is added meanwhile is told by who adds it.
-        let stray = room.load(Ordering::Relaxed) & !header.split;
-        if stray != 0 {
-            self.drop_room(stray);
-        }
-        flags |= if self.room() != 0 { ROOM } else { 0 };
         let published = self.offsets.flags(self.index);
-        // Relaxed: all but ROOM is written under the lock that is held, and ROOM is looked at again below.
-        let before = published.load(Ordering::Relaxed);
-        if flags & !before != 0 {
+        // Relaxed: written under the lock that is held.
+        if published.load(Ordering::Relaxed) != flags {
             // Release: pairs with the Acquire of searches: whoever passes this extent over because of what was taken
             // here also sees what was freed elsewhere before.
-            published.fetch_or(flags, Ordering::Release);
-        }
-        if before & !flags != 0 {
-            // AcqRel: Release as above. Acquire: either who added room before saw that flag, and we see the room, or it
-            // sets the flag after us.
-            published.fetch_and(flags, Ordering::AcqRel);
-            if self.room() != 0 {
-                published.fetch_or(ROOM, Ordering::Release);
-            }
+            published.store(flags, Ordering::Release);
         }
     }
 }
@@ -370,7 +359,9 @@ const MAX_HELD_BLOCKS: usize = 8;
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         self.publish();
-        if let Some(guard) = self.guard.take().filter(|_| self.keep) {
+        // SAFETY: nothing looks at the guard after this, the only place that takes it out.
+        let guard = unsafe { ManuallyDrop::take(&mut self.guard) };
+        if self.keep {
             guard.keep_locked();
         }
     }

@@ -6,19 +6,20 @@
 //! # Protocol of a free without the lock
 //! 1. The word, then its tag: the pages must be taken and the tag be the order. A run that is allocated keeps both.
 //! 2. The word without the run (SeqCst): from here on the run is free.
-//! 3. If the word was full, the block has room, which is told by setting its bit in `room` (SeqCst), and if that was the
-//!    extent's first, by the flag.
+//! 3. If the word was full, the block has room, which is told by setting its bit in `room` (SeqCst).
 //! 4. If no page of the block is taken any more, the block is settled under the lock.
 //! 5. `exhausted` is raised if it was low (SeqCst). Last, for a decision looks where room was told.
 //!
 //! Bits are set under the lock only. So whoever holds it may see more become free, but not less. A mask that says "nothing here"
-//! is written before the pages are looked at a last time (`settle`, `publish`): either the free comes before and is seen, or it
+//! is written before the pages are looked at a last time (`settle_room`): either the free comes before and is seen, or it
 //! comes after and sees the mask, because both change it by atomic read-modify-writes. It is the same with `exhausted`,
 //! which the free only reads: there both sides are SeqCst. So are the two frees of a block's last two words, of which one sees
 //! the other.
 
-use super::extent::{PRESENT, ROOM};
-use super::geometry::{BLOCK_ORDER, BLOCK_PAGES, Class, EXTENT_ORDER, WORD_ORDER, WORD_PAGES, locate, run_mask};
+use super::extent::PRESENT;
+use super::geometry::{
+    BLOCK_ORDER, BLOCK_PAGES, Class, EXTENT_ORDER, WORD_ORDER, WORD_PAGES, locate, run_mask,
+};
 use super::magazine::FREED;
 use super::{OffsetAllocator, OffsetError, region};
 use crate::sync::atomic::Ordering;
@@ -73,7 +74,8 @@ impl OffsetAllocator {
         }
         order_in_models();
         if old == u64::MAX {
-            self.tell_room(index, page / BLOCK_PAGES);
+            // SeqCst: see the module.
+            self.room(index).fetch_or(1 << (page / BLOCK_PAGES), Ordering::SeqCst);
         }
         if old == mask && words.is_block_free(page / BLOCK_PAGES) {
             self.lock(index).settle_late(page / BLOCK_PAGES);
@@ -83,25 +85,9 @@ impl OffsetAllocator {
         true
     }
 
-    /// Says that a page of a split block became free.
-    fn tell_room(&self, index: usize, block: usize) {
-        // SeqCst: see the module.
-        let before = self.room(index).fetch_or(1 << block, Ordering::SeqCst);
-        if before == 0 {
-            // AcqRel: see the module.
-            self.flags(index).fetch_or(ROOM, Ordering::AcqRel);
-        }
-    }
-
-    /// Gives a run back to the bitmap.
     #[cold]
     #[inline(never)]
-    fn free_locked(
-        &self,
-        offset: u64,
-        order: Order,
-        adopts: Option<Class>,
-    ) -> Result<(), OffsetError> {
+    fn free_locked(&self, offset: u64, order: Order, adopts: Option<Class>) -> Result<(), OffsetError> {
         let (index, page) = locate(offset);
         // Before the lock below: the unit that goes may be of another extent.
         let adopts = adopts.filter(|&class| self.put_away(class, FREED));

@@ -105,15 +105,15 @@ pub struct OffsetAllocator {
     high: AtomicUsize,
     /// The lowest order of which nothing is free, as far as is known (I6); above all orders when nothing is known.
     exhausted: AtomicU8,
-    /// Per extent, what searches find there, and whose it is: see `extent` and `home`. Written under the extent's lock, but for ROOM, which a free
-    /// may add; read without it.
+    /// Per extent, what searches find there, and whose it is: see `extent` and `home`. Written under the extent's
+    /// lock; read without it.
     flags: LazySlice<AtomicU16>,
     headers: LazySlice<Mutex<Header>>,
     /// Per extent, the blocks that are runs of their own or held as such by magazines. Written under the extent's lock;
     /// magazines look at bits of what they and their users hold.
     wholes: LazySlice<AtomicU64>,
-    /// Per extent, the split blocks of which some page is free in the bitmap; bits of other blocks mean nothing. Dropped
-    /// under the extent's lock; added by whoever frees, who may be late with it.
+    /// Per extent, the split blocks of which some page is free in the bitmap; what searches find there. Bits of other blocks
+    /// mean nothing. Dropped under the extent's lock; added by whoever frees, who may be late with it.
     rooms: LazySlice<AtomicU64>,
     /// Per eight extents, a word of `region`: changed by compare-and-swap.
     regions: LazySlice<AtomicU64>,

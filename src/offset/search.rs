@@ -1,8 +1,8 @@
 //! Taking and giving back under the locks: what magazines are filled from.
 
-use super::extent::{BLOCK, Locked, ROOM, SHUT, Unit};
+use super::extent::{BLOCK, Locked, SHUT, Unit};
 use super::geometry::{
-    BLOCK_ORDER, BLOCK_PAGES, Class, EXTENT_ORDER, UNIT_ORDER, WORD_ORDER, locate, run_mask,
+    BLOCK_ORDER, BLOCK_PAGES, Class, EXTENT_ORDER, UNIT_ORDER, WORD_ORDER, bits, locate, run_mask,
 };
 use super::home::Owner;
 use super::magazine::{EMPTY, FREED, current_cpu, held, slot};
@@ -265,6 +265,18 @@ impl OffsetAllocator {
     }
 }
 
+/// Extents that are looked at together: a region's.
+const CHUNK: usize = 8;
+
+/// Where in an extent a search looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// In split blocks with room.
+    Split,
+    /// In free blocks.
+    Free,
+}
+
 /// A search through the extents.
 struct Search<'a> {
     offsets: &'a OffsetAllocator,
@@ -288,13 +300,13 @@ impl Search<'_> {
         if order >= BLOCK_ORDER {
             return found;
         }
-        found.or_else(|| self.in_extents(ROOM, |_, extent| extent.take_run(order, u64::MAX, true)))
+        found.or_else(|| self.in_extents(Place::Split, |_, extent| extent.take_run(order, u64::MAX, true)))
     }
 
     /// As [`run`](Search::run), but mixes no orders in a word.
     fn run_tidily(&mut self) -> Option<u64> {
         if self.wanted.order.get() >= BLOCK_ORDER {
-            return self.in_extents(BLOCK, Search::take_blocks);
+            return self.in_extents(Place::Free, Search::take_blocks);
         }
         let is_long = self.wanted.is_long;
         let in_split = |search: &Self, extent: &mut Locked<'_>| {
@@ -308,7 +320,7 @@ impl Search<'_> {
             let block = extent.split_block(is_long)?;
             search.take_small(extent, 1 << block)
         };
-        self.in_extents(ROOM, in_split).or_else(|| self.in_extents(BLOCK, in_free))
+        self.in_extents(Place::Split, in_split).or_else(|| self.in_extents(Place::Free, in_free))
     }
 
     fn take_small(&self, extent: &mut Locked<'_>, blocks: u64) -> Option<u64> {
@@ -327,34 +339,63 @@ impl Search<'_> {
         if extent.open() { extent.take_blocks(self.wanted.order.get()) } else { None }
     }
 
-    /// Tries one extent after the other that has `flag`.
+    /// Tries one extent after the other that has such a place.
     fn in_extents(
         &mut self,
-        flag: u16,
+        place: Place,
         take: impl Fn(&Self, &mut Locked<'_>) -> Option<u64>,
     ) -> Option<u64> {
         let offsets = self.offsets;
-        offsets.extents().find_map(|index| {
-            if self.way == Way::Decisive {
+        let extents = offsets.extents();
+        if self.way == Way::Decisive {
+            return extents.into_iter().find_map(|index| {
                 let mut extent = offsets.adopt(index);
-                return if extent.is_present() { take(self, &mut extent) } else { None };
-            }
-            // Acquire: pairs with the Release of `publish`.
-            let flags = offsets.flags(index).load(Ordering::Acquire);
-            if flags & flag == 0 || self.me.is_some_and(|me| me.is_kept_out(flags)) {
-                return None;
-            }
-            if flags & SHUT != 0 && region::open(offsets.region_of(index).load(), index % 8).is_none() {
-                return None;
-            }
-            let kept = self.kept.take().filter(|kept| kept.index == index);
-            let mut extent = kept.unwrap_or_else(|| offsets.lock(index));
-            let found = if extent.is_present() { take(self, &mut extent) } else { None };
-            if found.is_some() {
-                extent.note_taker(self.cpu);
-            }
-            found
+                if extent.is_present() { take(self, &mut extent) } else { None }
+            });
+        }
+        extents.clone().step_by(CHUNK).find_map(|first| {
+            // All of a chunk are looked at before any is tried: which of them it will be, no branch predictor knows.
+            let chunk = first..extents.end.min(first + CHUNK);
+            let candidates = chunk
+                .fold(0, |all, index| all | u64::from(self.is_candidate(place, index)) << (index - first));
+            bits(candidates).find_map(|nth| self.in_extent(place, first + nth, &take))
         })
+    }
+
+    /// Returns whether an extent is worth locking, as far as one word says.
+    #[inline]
+    fn is_candidate(&self, place: Place, index: usize) -> bool {
+        match place {
+            // Acquire: whoever finds room sees what was freed.
+            Place::Split => self.offsets.room(index).load(Ordering::Acquire) != 0,
+            // Acquire: pairs with the Release of `publish`.
+            Place::Free => self.offsets.flags(index).load(Ordering::Acquire) & BLOCK != 0,
+        }
+    }
+
+    /// Tries an extent that is a candidate.
+    #[inline]
+    fn in_extent(
+        &mut self,
+        place: Place,
+        index: usize,
+        take: impl Fn(&Self, &mut Locked<'_>) -> Option<u64>,
+    ) -> Option<u64> {
+        let offsets = self.offsets;
+        // Acquire: as above.
+        let flags = offsets.flags(index).load(Ordering::Acquire);
+        let is_shut =
+            || flags & SHUT != 0 && region::open(offsets.region_of(index).load(), index % 8).is_none();
+        if self.me.is_some_and(|me| me.is_kept_out(flags)) || place == Place::Free && is_shut() {
+            return None;
+        }
+        let kept = self.kept.take().filter(|kept| kept.index == index);
+        let mut extent = kept.unwrap_or_else(|| offsets.lock(index));
+        let found = if extent.is_present() { take(self, &mut extent) } else { None };
+        if found.is_some() {
+            extent.note_taker(self.cpu);
+        }
+        found
     }
 
     /// Fills this processor's empty slot with a unit and takes the first run of it.

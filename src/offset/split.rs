@@ -75,10 +75,31 @@ impl Words {
         self.0[index].store(word, Ordering::Relaxed);
     }
 
+    #[inline]
+    fn of_block(&self, block: usize) -> &[AtomicU64] {
+        &self.0[block * BLOCK_WORDS..(block + 1) * BLOCK_WORDS]
+    }
+
     /// Returns whether no page of a block is taken.
     #[inline]
     pub(super) fn is_block_free(&self, block: usize) -> bool {
-        (block * BLOCK_WORDS..(block + 1) * BLOCK_WORDS).all(|word| self.word(word) == 0)
+        // SeqCst: as in `word`.
+        self.of_block(block).iter().fold(0, |any, word| any | word.load(Ordering::SeqCst)) == 0
+    }
+
+    /// Returns the words of a block in which some page is free, one bit each.
+    #[inline]
+    fn with_room(&self, block: usize) -> u64 {
+        // SeqCst: as in `word`.
+        let has_room = |word: &AtomicU64| u64::from(word.load(Ordering::SeqCst) != u64::MAX);
+        self.of_block(block).iter().rev().fold(0, |all, word| all << 1 | has_room(word))
+    }
+
+    /// Returns whether every page of a block is taken.
+    #[inline]
+    fn is_block_full(&self, block: usize) -> bool {
+        // SeqCst: as in `word`.
+        self.of_block(block).iter().fold(u64::MAX, |all, word| all & word.load(Ordering::SeqCst)) == u64::MAX
     }
 }
 
@@ -114,7 +135,10 @@ impl Tags {
     fn set(&self, word: usize, tag: Tag) {
         let (block, shift) = (&self.0[word / BLOCK_WORDS], word % BLOCK_WORDS * 4);
         // Relaxed: under the lock; whoever is handed a run learns of it through that.
-        block.store(block.load(Ordering::Relaxed) & !(15 << shift) | u32::from(tag) << shift, Ordering::Relaxed);
+        block.store(
+            block.load(Ordering::Relaxed) & !(15 << shift) | u32::from(tag) << shift,
+            Ordering::Relaxed,
+        );
     }
 
     /// Forgets all tags.
@@ -191,13 +215,12 @@ impl Locked<'_> {
 
     fn settle_room(&mut self, block: usize) {
         let bit = 1 << block;
-        let has_room = || Self::words_of(block).any(|word| self.word(word) != u64::MAX);
-        match (has_room(), self.room() & bit != 0) {
+        match (!self.words().is_block_full(block), self.room() & bit != 0) {
             (true, false) => self.add_room(bit),
             (false, true) => {
                 self.drop_room(bit);
                 // A page may have been freed since, by who saw the bit before it was dropped.
-                if has_room() {
+                if !self.words().is_block_full(block) {
                     self.add_room(bit);
                 }
             }
@@ -230,9 +253,25 @@ impl Locked<'_> {
 
     /// Takes a unit of `class` in one of `blocks` (a mask of split blocks) for a magazine.
     pub(super) fn take_small_unit(&mut self, class: Class, blocks: u64) -> Option<Unit> {
-        let units = BLOCK_PAGES >> class.unit_order();
         bits(blocks & self.room()).find_map(|block| {
-            (block * units..(block + 1) * units).find_map(|unit| self.take_unit(class, unit, true))
+            // All words are looked at before any is tried: which of them it will be, no branch predictor knows.
+            let with_room = self.words().with_room(block);
+            let taken = bits(with_room).find_map(|word| {
+                let word = block * BLOCK_WORDS + word;
+                let Some(halves) = WORD_ORDER.checked_sub(class.unit_order()) else {
+                    return self.take_unit(class, word >> (class.unit_order() - WORD_ORDER), true);
+                };
+                // The first half of the word may be full.
+                let skipped = (self.word(word) | !run_mask(0, class.unit_order()) == u64::MAX) as usize
+                    & halves as usize;
+                ((word << halves) + skipped..(word + 1) << halves)
+                    .find_map(|unit| self.take_unit(class, unit, true))
+            });
+            if taken.is_none() {
+                // Room may have been told late.
+                self.settle_room(block);
+            }
+            taken
         })
     }
 
@@ -241,35 +280,47 @@ impl Locked<'_> {
     fn take_unit(&mut self, class: Class, unit: usize, may_be_alone: bool) -> Option<Unit> {
         let order = class.order();
         let first = unit << class.unit_order();
-        let words = first / WORD_PAGES..((unit + 1) << class.unit_order()).div_ceil(WORD_PAGES);
-        if words.clone().all(|word| self.word(word) == u64::MAX) {
-            return None;
-        }
-        if !words
-            .clone()
-            .all(|word| self.tags().tag(word) == order || self.is_free(word) && !self.is_owned(word))
-        {
-            return None;
-        }
-        let mut held = 0u32;
-        for word in words.clone() {
-            // A unit may be a part of a word.
-            let shift = if word == first / WORD_PAGES { first % WORD_PAGES } else { 0 };
-            let len = (UNIT_RUNS << order).min(WORD_PAGES);
-            let within = if len == WORD_PAGES { u64::MAX } else { ((1 << len) - 1) << shift };
-            let runs = free_runs(self.word(word), order) & within;
-            self.words().take(word, pages_of_runs(runs, order));
-            held |= (compress(runs >> shift, order) as u32) << ((word * WORD_PAGES + shift - first) >> order);
+        let (word, shift) = (first / WORD_PAGES, first % WORD_PAGES);
+        let mut held = 0;
+        if class.unit_order() <= WORD_ORDER {
+            // The common case: a word, or a half of one.
+            if self.can_hold(word, order) {
+                let runs = free_runs(self.word(word), order) & run_mask(shift, class.unit_order());
+                if runs != 0 {
+                    self.words().take(word, pages_of_runs(runs, order));
+                    held = compress(runs >> shift, order) as u32;
+                }
+            }
+        } else {
+            let nr_words = 1 << (class.unit_order() - WORD_ORDER);
+            if (word..word + nr_words).all(|word| self.can_hold(word, order)) {
+                for nth in 0..nr_words {
+                    let runs = free_runs(self.word(word + nth), order);
+                    if runs != 0 {
+                        self.words().take(word + nth, pages_of_runs(runs, order));
+                        held |= (compress(runs, order) as u32) << (nth << (WORD_ORDER - order));
+                    }
+                }
+            }
         }
         if held == 0 {
             return None;
         }
         let is_owned = !(may_be_alone && held.is_power_of_two());
         let tag = if is_owned { OWNED + order } else { order };
-        words.for_each(|word| self.tags().set(word, tag));
+        for word in word..=(first + (1 << class.unit_order()) - 1) / WORD_PAGES {
+            self.tags().set(word, tag);
+        }
         self.settle_room(first / BLOCK_PAGES);
-        let per_extent = super::EXTENT_PAGES >> class.unit_order();
-        Some(Unit { number: self.index as u64 * per_extent + unit as u64, mask: held, is_owned })
+        let number = self.index as u64 * (super::EXTENT_PAGES >> class.unit_order()) + unit as u64;
+        Some(Unit { number, mask: held, is_owned })
+    }
+
+    /// Returns whether runs of an order may be taken in a word, and no others are there.
+    #[inline]
+    fn can_hold(&self, word: usize, order: u8) -> bool {
+        let tag = self.tags().tag(word);
+        tag == order || tag < OWNED && self.is_free(word)
     }
 
     /// Takes the unit of the freed run at `page`, of which nothing is held, so that further frees go to a magazine.
@@ -401,7 +452,8 @@ impl Locked<'_> {
     pub(super) fn give_run(&mut self, page: usize, order: u8) {
         let first = page / WORD_PAGES;
         if order >= WORD_ORDER {
-            (first..first + (1 << (order - WORD_ORDER))).for_each(|word| _ = self.words().give(word, u64::MAX));
+            (first..first + (1 << (order - WORD_ORDER)))
+                .for_each(|word| _ = self.words().give(word, u64::MAX));
         } else {
             let mask = run_mask(page % WORD_PAGES, order);
             debug_assert_eq!(self.word(first) & mask, mask);

@@ -56,12 +56,7 @@ impl OffsetAllocator {
         agree(index, "heads that are not taken", header.head & !header.taken, 0)?;
         let twice = header.head & header.split | header.head & whole | header.split & whole;
         agree(index, "blocks of two kinds", twice, 0)?;
-        agree(
-            index,
-            "long blocks that are not split",
-            header.long & !header.split,
-            0,
-        )?;
+        agree(index, "long blocks that are not split", header.long & !header.split, 0)?;
         if extent.is_full_length() {
             let idle = self.region_of(index).load() >> (index % 8) & 1;
             let is_spanned = region::is_spanned(self.region_of(index).load(), index % 8);
