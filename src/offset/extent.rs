@@ -1,7 +1,8 @@
 //! One extent under its lock: which blocks are free, which are split, and runs of whole blocks.
 //!
-//! [`Header`] is 64 bytes with its lock. Everything in it, and the tags and heads of `split`, is plain data under the
-//! lock; the words of the bitmap are atomics because magazines look at single bits without it.
+//! [`Header`] is 64 bytes with its lock. Everything in it, and the heads of `split`, is plain data under the lock. Atomics
+//! are the words of the bitmap and the mask of blocks with room, which frees change without it (see `free`), and tags, at
+//! which they look.
 
 use super::geometry::{
     BLOCK_ORDER, BLOCK_PAGES, BLOCK_WORDS, Class, EXTENT_BLOCKS, EXTENT_PAGES, EXTENT_UNITS, UNIT_RUNS, bits,

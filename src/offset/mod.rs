@@ -12,31 +12,34 @@
 //! | magazine | orders 0 to 4 and 9: what each processor holds ready, no lock | `magazine` |
 //!
 //! An allocation takes from its processor's magazine. An empty one is refilled by a *unit*, 32 aligned runs of the order,
-//! the first that has a free run in the extents that no other processor is busy with (`home`): so placement is address-ordered, one lock serves up to 32 allocations, and 32 pages are
-//! taken by changing one word. A free goes to the freeing processor's magazine if that has the unit (two frees
-//! in a row to another unit fetch that), else to the bitmap. Long-lived small runs have blocks of their own.
-//! A free names offset and order, and both are checked against the bitmap and the magazines before anything changes.
+//! the first that has a free run in the extents that no other processor is busy with (`home`): so placement is
+//! address-ordered, one lock serves up to 32 allocations, and 32 pages are taken by changing one word. A free goes to the
+//! freeing processor's magazine if that has the unit (two frees in a row to another unit fetch that), else to the bitmap, by
+//! one compare-and-swap (`free`). Long-lived small runs have blocks of their own. A free names offset and order, and both are
+//! checked against the bitmap and the magazines before anything changes.
 //!
-//! Progress: blocking. The magazines need no lock, nor do most frees of orders 0 to 5 (lock-free, but for the one that leaves a
-//! block empty); all else takes the short lock of one extent; orders 16 to 18 are lock-free. No request fails while a fitting run is free all along: before it does, the magazines are closed and
-//! emptied, and it is decided under all locks (`drain`).
+//! Progress: blocking. The magazines need no lock, nor do most frees of orders 0 to 5 (lock-free, but for the one that leaves
+//! a block empty); all else takes the short lock of one extent; orders 16 to 18 are lock-free. No request fails while a
+//! fitting run is free all along: before it does, the magazines are closed and emptied, and it is decided under all locks
+//! (`drain`).
 //!
 //! Metadata: 82 bytes an extent and some for its region while nothing is split; 4416 bytes more for an extent whose blocks
 //! are all split (35 KiB a GiB), and up to 4096 more where words hold several orders.
 //!
 //! # Invariants
-//! I1: header, tags and heads of an extent are touched, and its words and `wholes` changed, under its lock only; locks
-//! are taken in ascending order.
+//! I1: header and heads of an extent are touched, and its tags and `wholes` changed, under its lock only; bits of its words
+//! are set under it only, and cleared by whoever gives a run back. Locks are taken in ascending order.
 //! I2: a page is free when no bit says that it is taken, or a magazine holds it. A magazine holds only runs that are
 //! marked taken, but for I5.
 //! I3: a word that is tagged owned belongs to one slot, and its unit holds runs of the slot's order only. A slot comes to
 //! hold a unit, and ceases to, under the lock of the unit's extent.
 //! I4: an extent is open while any block of it is taken; only extents that are not open are part of a spanning run.
 //! I5: of two frees of one allocation that run at the same instant, one on the processor that holds the unit and one
-//! elsewhere, both may succeed. The run is free once: taking it looks at its bit again. In every other case the second
-//! free is refused.
-//! I6: while `exhausted` is not above an order, no run of that order is free. Whoever makes anything free, or puts a unit
-//! in a magazine, raises it first.
+//! elsewhere, both may succeed. The run is free once: taking it looks at its bit again. The same goes for a free of a run that
+//! is free already, at the instant in which its unit comes to a magazine. In every other case a wrong free is refused, unless
+//! all of its word is given back, taken for another order and brought to the same bits between two instructions of the free.
+//! I6: while `exhausted` is not above an order, no run of that order is free, but for one whose free has not returned.
+//! Whoever puts a unit in a magazine raises it first; whoever makes anything free otherwise raises it right after.
 
 mod drain;
 mod error;

@@ -11,8 +11,8 @@
 
 use super::extent::{Locked, Unit};
 use super::geometry::{
-    BLOCK_ORDER, BLOCK_PAGES, BLOCK_WORDS, Class, EXTENT_BLOCKS, EXTENT_WORDS, UNIT_ORDER, UNIT_RUNS,
-    WORD_ORDER, WORD_PAGES, bits, compress, expand, free_runs, pages_of_runs, run_mask,
+    BLOCK_ORDER, BLOCK_PAGES, BLOCK_WORDS, Class, EXTENT_BLOCKS, EXTENT_WORDS, UNIT_ORDER, WORD_ORDER,
+    WORD_PAGES, bits, compress, expand, free_runs, pages_of_runs, run_mask,
 };
 use crate::sync::Zeroed;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
