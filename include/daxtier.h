@@ -456,6 +456,26 @@ struct daxtier_migration {
 /* A request to move memory that is under way. */
 typedef uint64_t daxtier_move;
 
+/* What came of all requests to move a pool's memory in this process. */
+struct DaxtierMigrationStats {
+    /* Set by the caller: sizeof(struct daxtier_migration_stats). */
+    size_t size;
+    /* How many slots of 2 MiB had which outcome. Its size is set by the call. */
+    struct daxtier_migration counts;
+    /*
+     * Huge pages of DRAM that are kept for the next move, beyond the capacity of the fast tier: for half a second at
+     * most after the last one.
+     */
+    uint64_t staged_bytes;
+    /*
+     * Moved slots that were blocked for at most 1, 2, 4, ... microseconds, each counted once: what a thread that
+     * stores to one waits at most.
+     */
+    uint64_t blocked_us[32];
+    /* The same of the whole move, preparation included. */
+    uint64_t total_us[32];
+};
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -842,7 +862,8 @@ int daxtier_advise(daxtier_pool pool, void *address, size_t size, uint32_t advic
 
 /*
  * Moves the slots of 2 MiB that a range touches to a tier, and waits until something has come of each. tier is
- * DAXTIER_TIER_FAST or DAXTIER_TIER_SLOW.
+ * DAXTIER_TIER_FAST or DAXTIER_TIER_SLOW. Takes DAXTIER_DEFAULT_POOL, as all calls here that name a pool: the range is
+ * then of malloc(3) under the preload library.
  *
  * Addresses stay, and other threads may use the memory all the while; who touches what is just being moved waits for
  * less than a millisecond as a rule. A slot that can't be moved stays where it is: counts, which may be NULL, says
@@ -926,6 +947,15 @@ int daxtier_pin(daxtier_pool pool, const void *address, size_t size);
  * Returns as daxtier_pin().
  */
 int daxtier_unpin(daxtier_pool pool, const void *address, size_t size);
+
+/*
+ * Writes what came of all requests to move the pool's memory. Takes DAXTIER_DEFAULT_POOL. A forked child's begin anew.
+ *
+ * Threads: any number at once; the figures may be a moment apart. Blocks: no. After fork: works on the child's own.
+ * Signal handlers: not allowed. Lifetime: stats is not used after the call.
+ * Returns 0; DAXTIER_EHANDLE; DAXTIER_ENODEV when there is no default pool; DAXTIER_ENULL; DAXTIER_ESIZE.
+ */
+int daxtier_migration_stats(daxtier_pool pool, struct DaxtierMigrationStats *stats);
 
 #ifdef __cplusplus
 }

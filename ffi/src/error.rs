@@ -152,6 +152,11 @@ impl Failure {
         Failure { code }
     }
 
+    /// Returns the code that C gets.
+    pub(crate) fn code(&self) -> i32 {
+        self.code
+    }
+
     /// Makes a failure for what the kernel or a lower layer refused with `errno`.
     pub(crate) fn errno(errno: i32, text: fmt::Arguments<'_>) -> Failure {
         // An errno value of 0 would be taken for success.

@@ -1,14 +1,17 @@
 //! Moving blocks between tiers: at once, in the background, and not at all.
 //!
-//! [`MOVES`] holds the requests that C waits for. Uses the core's `Pool` and its tickets.
+//! [`MOVES`] holds the requests that C waits for. Uses the core's `Pool` and its tickets, and for the default pool what the
+//! copy of daxtier offers whose pool that is.
 
 use crate::alloc::{DAXTIER_TIER_FAST, DAXTIER_TIER_SLOW};
 use crate::error::*;
 use crate::handle::Table;
-use crate::pool::{DaxtierPool, POOLS, non_null};
+use crate::pool::{DAXTIER_DEFAULT_POOL, DaxtierPool, POOLS, non_null};
+use crate::runtime;
 use crate::sized::{self, SizedStruct};
 use daxtier_core::policy::TierName;
-use daxtier_core::runtime::{MigrateError, MigrationCounts, Outcome, Ticket};
+use daxtier_core::runtime::link::{LinkMigrationStats, RuntimeV1};
+use daxtier_core::runtime::{MigrateError, Outcome, Ticket};
 use std::ffi::{c_int, c_void};
 use std::time::Duration;
 
@@ -61,11 +64,110 @@ unsafe impl SizedStruct for DaxtierMigration {
 
 const _: () = assert!(size_of::<DaxtierMigration>() == DaxtierMigration::FIRST_SIZE);
 
+/// What came of all requests to move a pool's memory in this process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DaxtierMigrationStats {
+    /// Set by the caller: sizeof(struct daxtier_migration_stats).
+    pub size: usize,
+    /// How many slots of 2 MiB had which outcome. Its size is set by the call.
+    pub counts: DaxtierMigration,
+    /// Huge pages of DRAM that are kept for the next move, beyond the capacity of the fast tier: for half a second at
+    /// most after the last one.
+    pub staged_bytes: u64,
+    /// Moved slots that were blocked for at most 1, 2, 4, ... microseconds, each counted once: what a thread that
+    /// stores to one waits at most.
+    pub blocked_us: [u64; 32],
+    /// The same of the whole move, preparation included.
+    pub total_us: [u64; 32],
+}
+
+// SAFETY: repr(C); words alone leave no padding; integers only.
+unsafe impl SizedStruct for DaxtierMigrationStats {
+    const NAME: &'static str = "daxtier_migration_stats";
+    const FIRST_SIZE: usize = 656;
+}
+
+const _: () = assert!(size_of::<DaxtierMigrationStats>() == DaxtierMigrationStats::FIRST_SIZE);
+
+/// A request that C has not freed.
+enum Move {
+    /// Of a pool of this copy.
+    Own(Ticket),
+    /// Of the copy whose pool is the default, by its number there.
+    Other(&'static RuntimeV1, u64),
+}
+
+/// Counts in the order of [`Outcome::ALL`].
+type Counts = [u64; Outcome::ALL.len()];
+
+impl Move {
+    fn begin(pool: DaxtierPool, address: *const c_void, size: usize, tier: u64) -> Result<Move, Failure> {
+        let name = tier_name(tier)?;
+        if pool == DAXTIER_DEFAULT_POOL {
+            let number = if name == TierName::Fast { 1 } else { 2 };
+            let (owner, request) = runtime::default_migrate(address.cast(), size, number)?;
+            return Ok(Move::Other(owner, request));
+        }
+        let ticket = POOLS.get(pool)?.migrate_async(address.cast(), size, name);
+        ticket.map(Move::Own).map_err(|error| migrate_failure(&error))
+    }
+
+    /// As `begin`, waiting while too many requests wait.
+    fn begin_patiently(
+        pool: DaxtierPool,
+        address: *const c_void,
+        size: usize,
+        tier: u64,
+    ) -> Result<Move, Failure> {
+        loop {
+            match Move::begin(pool, address, size, tier) {
+                Err(failure) if failure.code() == DAXTIER_EBUSY => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Waits; returns whether it is done, and what has come of how many slots.
+    fn wait(&self, timeout_ms: u32) -> Result<(bool, Counts), Failure> {
+        match self {
+            Move::Own(ticket) => {
+                let so_far = ticket.wait(Duration::from_millis(timeout_ms.into()));
+                Ok((ticket.is_done(), Outcome::ALL.map(|outcome| so_far.get(outcome))))
+            }
+            Move::Other(owner, request) => {
+                let so_far = runtime::wait_for(owner, *request, timeout_ms)?;
+                Ok((so_far.is_done == 1, std::array::from_fn(|at| so_far.counts[at])))
+            }
+        }
+    }
+
+    fn wait_to_the_end(&self) -> Result<Counts, Failure> {
+        loop {
+            let (is_done, counts) = self.wait(u32::MAX)?;
+            if is_done {
+                return Ok(counts);
+            }
+        }
+    }
+
+    /// Gives the request's number back where another copy has it.
+    fn forget(self) {
+        if let Move::Other(owner, request) = self {
+            // Refused for a number that is not there any more, which is what is wanted.
+            let _ = runtime::forget(owner, request);
+        }
+    }
+}
+
 /// The requests that C has not freed.
-static MOVES: Table<Ticket> = Table::new(0xD3, "move");
+static MOVES: Table<Move> = Table::new(0xD3, "move");
 
 /// Moves the slots of 2 MiB that a range touches to a tier, and waits until something has come of each. `tier` is
-/// DAXTIER_TIER_FAST or DAXTIER_TIER_SLOW.
+/// DAXTIER_TIER_FAST or DAXTIER_TIER_SLOW. Takes DAXTIER_DEFAULT_POOL, as all calls here that name a pool: the range is
+/// then of malloc(3) under the preload library.
 ///
 /// Addresses stay, and other threads may use the memory all the while; who touches what is just being moved waits for
 /// less than a millisecond as a rule. A slot that can't be moved stays where it is: `counts`, which may be NULL, says
@@ -87,10 +189,11 @@ pub unsafe extern "C" fn daxtier_migrate(
     guard(|| {
         // SAFETY: the C contract: NULL or a structure that begins with its size.
         let out = unsafe { CountsOut::new(counts) }?;
-        let pool = POOLS.get(pool)?;
-        let done = pool.migrate(address.cast(), size, tier_name(tier)?);
+        let request = Move::begin_patiently(pool, address, size, tier)?;
+        let counts = request.wait_to_the_end();
+        request.forget();
         // SAFETY: as above.
-        unsafe { out.write(&done.map_err(|error| migrate_failure(&error))?) };
+        unsafe { out.write(&counts?) };
         Ok(())
     })
 }
@@ -110,9 +213,7 @@ pub unsafe extern "C" fn daxtier_migrate_async(
 ) -> c_int {
     guard(|| {
         non_null(request, "request")?;
-        let pool = POOLS.get(pool)?;
-        let ticket = pool.migrate_async(address.cast(), size, tier_name(tier)?);
-        let handle = MOVES.insert(ticket.map_err(|error| migrate_failure(&error))?)?;
+        let handle = MOVES.insert(Move::begin(pool, address, size, tier)?)?;
         // SAFETY: the C contract: room for one handle; checked not to be NULL.
         unsafe { request.write(handle) };
         Ok(())
@@ -134,15 +235,10 @@ pub unsafe extern "C" fn daxtier_move_wait(
     guard(|| {
         // SAFETY: the C contract: NULL or a structure that begins with its size.
         let out = unsafe { CountsOut::new(counts) }?;
-        let ticket = MOVES.get(request)?;
-        let so_far = ticket.wait(Duration::from_millis(timeout_ms.into()));
+        let (is_done, so_far) = MOVES.get(request)?.wait(timeout_ms)?;
         // SAFETY: as above.
         unsafe { out.write(&so_far) };
-        if ticket.is_done() {
-            Ok(())
-        } else {
-            Err(failure!(DAXTIER_ETIMEDOUT, "memory is still being moved"))
-        }
+        if is_done { Ok(()) } else { Err(failure!(DAXTIER_ETIMEDOUT, "memory is still being moved")) }
     })
 }
 
@@ -153,9 +249,12 @@ pub unsafe extern "C" fn daxtier_move_wait(
 /// Returns 0; DAXTIER_EHANDLE.
 #[unsafe(no_mangle)]
 pub extern "C" fn daxtier_move_cancel(request: DaxtierMove) -> c_int {
-    guard(|| {
-        MOVES.get(request)?.cancel();
-        Ok(())
+    guard(|| match MOVES.get(request)? {
+        Move::Own(ticket) => {
+            ticket.cancel();
+            Ok(())
+        }
+        Move::Other(owner, request) => runtime::cancel(owner, *request),
     })
 }
 
@@ -167,8 +266,8 @@ pub extern "C" fn daxtier_move_cancel(request: DaxtierMove) -> c_int {
 #[unsafe(no_mangle)]
 pub extern "C" fn daxtier_move_free(request: DaxtierMove) -> c_int {
     guard(|| {
-        MOVES.close_with(request, |ticket| {
-            drop(ticket);
+        MOVES.close_with(request, |request| {
+            request.forget();
             Ok(())
         })
     })
@@ -183,8 +282,8 @@ pub extern "C" fn daxtier_move_free(request: DaxtierMove) -> c_int {
 #[unsafe(no_mangle)]
 pub extern "C" fn daxtier_prefer(pool: DaxtierPool, address: *const c_void, size: usize, tier: u64) -> c_int {
     guard(|| {
-        let wanted = POOLS.get(pool)?.prefer(address.cast(), size, tier_name(tier)?);
-        wanted.map_err(|error| migrate_failure(&error))
+        Move::begin(pool, address, size, tier)?.forget();
+        Ok(())
     })
 }
 
@@ -197,7 +296,10 @@ pub extern "C" fn daxtier_prefer(pool: DaxtierPool, address: *const c_void, size
 /// Returns 0; DAXTIER_EFOREIGN when the range is not in blocks; DAXTIER_EHANDLE.
 #[unsafe(no_mangle)]
 pub extern "C" fn daxtier_pin(pool: DaxtierPool, address: *const c_void, size: usize) -> c_int {
-    guard(|| POOLS.get(pool)?.pin(address.cast(), size).map_err(|error| migrate_failure(&error)))
+    guard(|| match pool {
+        DAXTIER_DEFAULT_POOL => runtime::default_pin(address.cast(), size, true),
+        pool => POOLS.get(pool)?.pin(address.cast(), size).map_err(|error| migrate_failure(&error)),
+    })
 }
 
 /// Ends a daxtier_pin() of the same range.
@@ -207,7 +309,41 @@ pub extern "C" fn daxtier_pin(pool: DaxtierPool, address: *const c_void, size: u
 /// Returns as daxtier_pin().
 #[unsafe(no_mangle)]
 pub extern "C" fn daxtier_unpin(pool: DaxtierPool, address: *const c_void, size: usize) -> c_int {
-    guard(|| POOLS.get(pool)?.unpin(address.cast(), size).map_err(|error| migrate_failure(&error)))
+    guard(|| match pool {
+        DAXTIER_DEFAULT_POOL => runtime::default_pin(address.cast(), size, false),
+        pool => POOLS.get(pool)?.unpin(address.cast(), size).map_err(|error| migrate_failure(&error)),
+    })
+}
+
+/// Writes what came of all requests to move the pool's memory. Takes DAXTIER_DEFAULT_POOL. A forked child's begin anew.
+///
+/// Threads: any number at once; the figures may be a moment apart. Blocks: no. After fork: works on the child's own.
+/// Signal handlers: not allowed. Lifetime: `stats` is not used after the call.
+/// Returns 0; DAXTIER_EHANDLE; DAXTIER_ENODEV when there is no default pool; DAXTIER_ENULL; DAXTIER_ESIZE.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn daxtier_migration_stats(
+    pool: DaxtierPool,
+    stats: *mut DaxtierMigrationStats,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the C contract: NULL or a structure that begins with its size.
+        let size = unsafe { sized::check_out(stats) }?;
+        let found = match pool {
+            DAXTIER_DEFAULT_POOL => runtime::default_migration_stats()?,
+            pool => LinkMigrationStats::from(&POOLS.get(pool)?.migration_stats()),
+        };
+        let counts = std::array::from_fn(|at| found.counts[at]);
+        let value = DaxtierMigrationStats {
+            size,
+            counts: DaxtierMigration::of(size_of::<DaxtierMigration>(), &counts),
+            staged_bytes: found.staged_bytes,
+            blocked_us: found.blocked,
+            total_us: found.total,
+        };
+        // SAFETY: `size` bytes are there, as the structure says itself.
+        unsafe { sized::write(stats, size, &value) };
+        Ok(())
+    })
 }
 
 /// Room for counts, or none.
@@ -227,13 +363,21 @@ impl CountsOut {
 
     /// # Safety
     /// The structure is still there.
-    unsafe fn write(self, counts: &MigrationCounts) {
+    unsafe fn write(self, counts: &Counts) {
         if self.counts.is_null() {
             return;
         }
-        let get = |outcome| counts.get(outcome);
-        let value = DaxtierMigration {
-            size: self.size,
+        let value = DaxtierMigration::of(self.size, counts);
+        // SAFETY: `size` bytes are there, as the structure says itself.
+        unsafe { sized::write(self.counts, self.size, &value) };
+    }
+}
+
+impl DaxtierMigration {
+    fn of(size: usize, counts: &Counts) -> DaxtierMigration {
+        let get = |outcome: Outcome| counts[outcome as usize];
+        DaxtierMigration {
+            size,
             moved: get(Outcome::Moved),
             already_there: get(Outcome::Already),
             gone: get(Outcome::Gone),
@@ -249,9 +393,7 @@ impl CountsOut {
             device: get(Outcome::Device),
             refused: get(Outcome::Refused),
             cancelled: get(Outcome::Cancelled),
-        };
-        // SAFETY: `size` bytes are there, as the structure says itself.
-        unsafe { sized::write(self.counts, self.size, &value) };
+        }
     }
 }
 

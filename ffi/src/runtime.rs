@@ -8,7 +8,9 @@ use crate::error::*;
 use crate::pool::{POOLS, foreign};
 use crate::version::DAXTIER_VERSION_NUMBER;
 use daxtier_core::runtime::Pool;
-use daxtier_core::runtime::link::{self, Errno, LinkPlacement, LinkTierStats, Runtime, RuntimeV1};
+use daxtier_core::runtime::link::{
+    self, Errno, LinkMigrationStats, LinkMoves, LinkPlacement, LinkTierStats, Moving, Runtime, RuntimeV1,
+};
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
@@ -25,6 +27,9 @@ static TABLE: RuntimeV1 = RuntimeV1::of::<Library>(c"library", DAXTIER_VERSION_N
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals, reason = "the name is a symbol of the C interface")]
 pub static daxtier_runtime_v1: RuntimeV1 = RuntimeV1::of::<Library>(c"library", DAXTIER_VERSION_NUMBER);
+
+/// Pools of C are named by number; none of them is the default.
+impl Moving for Library {}
 
 impl Runtime for Library {
     fn table() -> &'static RuntimeV1 {
@@ -116,6 +121,68 @@ pub(crate) fn default_tier_stats(tier: u32) -> Result<Option<LinkTierStats>, Fai
         0 => Ok(Some(unsafe { out.assume_init() })),
         code if code == -libc::ENOENT => Ok(None),
         code => check(code).map(|()| None),
+    }
+}
+
+/// Asks for memory of the default pool to be moved. Returns who has the request, and its number there.
+pub(crate) fn default_migrate(
+    address: *const u8,
+    size: usize,
+    tier: u32,
+) -> Result<(&'static RuntimeV1, u64), Failure> {
+    let runtime = default_runtime()?;
+    let mut request = 0;
+    // SAFETY: `request` has room for a number.
+    let code = unsafe { (runtime.moving.migrate)(address.cast(), size, tier, &raw mut request) };
+    check_moving(code, address)?;
+    Ok((runtime, request))
+}
+
+/// Waits for a request of another copy.
+pub(crate) fn wait_for(runtime: &RuntimeV1, request: u64, timeout_ms: u32) -> Result<LinkMoves, Failure> {
+    let mut out = LinkMoves::default();
+    // SAFETY: `out` has room for the answer.
+    check(unsafe { (runtime.moving.wait)(request, timeout_ms, &raw mut out) })?;
+    Ok(out)
+}
+
+/// Cancels a request of another copy.
+pub(crate) fn cancel(runtime: &RuntimeV1, request: u64) -> Result<(), Failure> {
+    // SAFETY: takes a number.
+    check(unsafe { (runtime.moving.cancel)(request) })
+}
+
+/// Gives the number of a request of another copy back.
+pub(crate) fn forget(runtime: &RuntimeV1, request: u64) -> Result<(), Failure> {
+    // SAFETY: takes a number.
+    check(unsafe { (runtime.moving.forget)(request) })
+}
+
+/// Keeps memory of the default pool where it is, or ends that.
+pub(crate) fn default_pin(address: *const u8, size: usize, is_pinned: bool) -> Result<(), Failure> {
+    let runtime = default_runtime()?;
+    // SAFETY: takes any range.
+    check_moving(unsafe { (runtime.moving.pin)(address.cast(), size, is_pinned.into()) }, address)
+}
+
+/// Returns what came of requests to move memory of the default pool.
+pub(crate) fn default_migration_stats() -> Result<LinkMigrationStats, Failure> {
+    let runtime = default_runtime()?;
+    let mut out = LinkMigrationStats::default();
+    // SAFETY: `out` has room for the figures.
+    check(unsafe { (runtime.moving.migration_stats)(&raw mut out) })?;
+    Ok(out)
+}
+
+/// As [`check`], for calls that name a range.
+fn check_moving(code: c_int, address: *const u8) -> Result<(), Failure> {
+    match -code {
+        libc::EINVAL => Err(foreign(address)),
+        libc::EOPNOTSUPP => {
+            Err(failure!(DAXTIER_ENOTSUP, "the configuration of the default pool says migrate=off"))
+        }
+        libc::ENODEV => Err(failure!(DAXTIER_ENODEV, "the default pool has no such tier")),
+        _ => check(code),
     }
 }
 

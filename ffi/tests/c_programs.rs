@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use support::{Compiler, Linkage, compile, compilers, installed, is_installed, root, run, sources};
 
-/// The test that runs under the preload library, and only there.
+/// What the tests are called that run under the preload library, and only there.
 const PRELOADED: &str = "preloaded";
 
 /// Whether a test moves memory between tiers. Not under valgrind: it runs one thread at a time, and none during a mremap,
 /// which waits for another thread there.
 fn moves_memory(source: &Path) -> bool {
-    source.file_stem().is_some_and(|name| name == "migrate")
+    source.file_stem().is_some_and(|name| name.to_string_lossy().ends_with("migrate"))
 }
 
 fn is_preloaded(source: &Path) -> bool {
-    source.file_stem().is_some_and(|name| name == PRELOADED)
+    source.file_stem().is_some_and(|name| name.to_string_lossy().starts_with(PRELOADED))
 }
 
 /// Returns the command that runs a test program, under the preload library where that is what it tests.

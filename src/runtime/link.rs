@@ -15,6 +15,10 @@
 //! - I1: a table that was attached is never freed and its library never unloaded (`keep_loaded`).
 //! - I2: entries of `Peers` only go from null to a table.
 
+mod moving;
+
+pub use moving::{LinkMigrationStats, LinkMoves, MOST_OUTCOMES, Moving, MovingV1};
+
 use crate::sys::dl;
 use std::ffi::{c_char, c_int, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -73,7 +77,7 @@ pub struct LinkTierStats {
 /// What one copy of daxtier does for the others, on its own pools alone.
 ///
 /// The functions may be called from any thread at any time, and must not panic; a panic becomes `EIO`.
-pub trait Runtime {
+pub trait Runtime: Moving {
     /// Returns the table of this copy.
     fn table() -> &'static RuntimeV1;
 
@@ -159,6 +163,8 @@ pub struct RuntimeV1 {
     /// The address of something that each copy has once: two tables with the same one are of the same copy. The
     /// table's own address does not tell, since an exported symbol means the first of its name.
     pub copy: *const c_void,
+    /// Moves memory of the default pool.
+    pub moving: MovingV1,
 }
 
 // SAFETY: a table is immutable; one pointer leads to a static string, the other is only compared.
@@ -188,6 +194,7 @@ impl RuntimeV1 {
             owner_of: owner_of_here::<R>,
             name: name.as_ptr(),
             copy: (&raw const PEERS).cast(),
+            moving: MovingV1::of::<R>(),
         }
     }
 }
@@ -382,6 +389,15 @@ mod tests {
 
     static TABLE: RuntimeV1 = RuntimeV1::of::<Fake>(c"crate", 1);
 
+    impl Moving for Fake {
+        fn migrate(_: *const u8, len_bytes: usize, tier: u32) -> Result<u64, Errno> {
+            if tier == 2 { Ok(len_bytes as u64) } else { Err(libc::EINVAL) }
+        }
+        fn wait(request: u64, _: u32) -> Result<LinkMoves, Errno> {
+            Ok(LinkMoves { is_done: 1, counts: [request; MOST_OUTCOMES] })
+        }
+    }
+
     impl Runtime for Fake {
         fn table() -> &'static RuntimeV1 {
             &TABLE
@@ -420,6 +436,8 @@ mod tests {
     struct Empty;
 
     static EMPTY_TABLE: RuntimeV1 = RuntimeV1::of::<Empty>(c"preload", 1);
+
+    impl Moving for Empty {}
 
     impl Runtime for Empty {
         fn table() -> &'static RuntimeV1 {
@@ -483,6 +501,22 @@ mod tests {
         // SAFETY: as for the first.
         assert_eq!(unsafe { (TABLE.malloc)(1, 1, 0, &raw mut out) }, 0);
         assert_eq!(out.cast_const(), BYTES.as_ptr().cast());
+    }
+
+    #[test]
+    fn requests_to_move_cross_as_numbers() {
+        let (mut request, mut moves) = (0, LinkMoves::default());
+        // SAFETY: the outputs have room, here and below.
+        assert_eq!(unsafe { (TABLE.moving.migrate)(ptr::null(), 7, 1, &raw mut request) }, -libc::EINVAL);
+        // SAFETY: as above.
+        assert_eq!(unsafe { (TABLE.moving.migrate)(ptr::null(), 7, 2, &raw mut request) }, 0);
+        // SAFETY: as above.
+        assert_eq!(unsafe { (TABLE.moving.wait)(request, 0, &raw mut moves) }, 0);
+        assert_eq!((moves.is_done, moves.counts[0]), (1, 7));
+        // SAFETY: takes numbers only.
+        assert_eq!(unsafe { (TABLE.moving.cancel)(request) }, -libc::ENODEV, "not implemented by this copy");
+        // SAFETY: a null output is refused.
+        assert_eq!(unsafe { (TABLE.moving.migration_stats)(ptr::null_mut()) }, -libc::EINVAL);
     }
 
     #[test]

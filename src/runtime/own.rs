@@ -2,6 +2,8 @@
 //!
 //! The preload library exports the table; a Rust program that holds the crate attaches it to whoever exports one.
 
+mod moving;
+
 use super::link::{Errno, LinkPlacement, LinkTierStats, Runtime, RuntimeV1, text_field};
 use super::pool::{AllocOptions, Placement};
 use super::process;

@@ -16,8 +16,9 @@
 //! - I2: `magic`, `version`, `len_bytes` keep their places for all versions.
 //! - I3: nothing read from a page is used as a length, an index or a pointer without a check.
 
+use super::migration::MigrationStats;
 use super::stats::{PoolStats, TierStats};
-use crate::counters::TierCounters;
+use crate::counters::{MigrationCounters, TierCounters};
 use crate::error::SysError;
 use crate::sys::descriptors::{self, Own};
 use crate::sys::{page, peer};
@@ -60,6 +61,8 @@ struct Page {
     policy: Text<8>,
     last_failure: Text<32>,
     tiers: [TierPart; MAX_TIERS],
+    /// What came of moving the pool's memory. A forked child begins anew.
+    migration: MigrationCounters,
 }
 
 #[repr(C)]
@@ -139,6 +142,7 @@ impl Page {
             policy: Text::new(),
             last_failure: Text::new(),
             tiers: [const { tier() }; MAX_TIERS],
+            migration: MigrationCounters::new(),
         }
     }
 
@@ -162,6 +166,7 @@ impl Page {
             to.kind.copy_from(&from.kind);
             to.devices.copy_from(&from.devices);
         }
+        self.migration.copy_from(&other.migration);
     }
 
     /// Makes the page complete for readers.
@@ -217,6 +222,7 @@ impl Page {
             tiers: tiers.collect(),
             failures,
             last_failure: (!last_failure.is_empty()).then_some(last_failure),
+            migration: MigrationStats::of(&self.migration),
         }
     }
 }
@@ -266,6 +272,11 @@ impl StatsPage {
     /// When `tier` is [`MAX_TIERS`] or above.
     pub(crate) fn tier(&self, tier: usize) -> &TierCounters {
         &self.page().tiers[tier].counters
+    }
+
+    /// Returns the counters of moves.
+    pub(crate) fn migration(&self) -> &MigrationCounters {
+        &self.page().migration
     }
 
     /// Says what a tier is called and made of, and makes it visible. Blocks while another thread writes a text.
@@ -338,6 +349,7 @@ impl StatsPage {
     pub(crate) fn replace_in_child(&self) -> Result<(), SysError> {
         let copy = Page::new();
         copy.copy_from(self.page());
+        copy.migration.reset();
         let fd = page::sealed_memfd(NAME, PAGE_BYTES).ok();
         // SAFETY: the mapping was made by `create` and is this object's; the child has no other thread that
         // could be using it, and its contents are put back below.

@@ -5,6 +5,7 @@
 
 use super::publish::StatsPage;
 use super::stats::PoolStats;
+use crate::counters::MigrationCounters;
 use crate::error::SysError;
 use crate::folio::{Folio, FolioError, RawFolio};
 use crate::offset::Lifetime;
@@ -81,6 +82,11 @@ impl Tiers {
     pub(super) fn stats(&self) -> PoolStats {
         self.publish();
         self.page.snapshot()
+    }
+
+    /// Returns the counters of moves.
+    pub(super) fn migration(&self) -> &MigrationCounters {
+        self.page.migration()
     }
 
     /// Returns how much fast memory stands for metadata.

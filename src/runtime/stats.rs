@@ -9,6 +9,7 @@
 use crate::error::SysError;
 use crate::runtime::config::StatsTarget;
 use crate::runtime::json;
+use crate::runtime::migration::{MigrationStats, Outcome};
 use crate::sys::text::{Obstacle, ReplaceError, replace, write_stderr};
 use crate::units::{Bytes, MAX_ORDER, Order};
 use std::fmt::Write as _;
@@ -32,6 +33,8 @@ pub struct PoolStats {
     pub failures: u64,
     /// Why the last of them failed.
     pub last_failure: Option<String>,
+    /// What came of requests to move memory.
+    pub migration: MigrationStats,
 }
 
 /// The figures of a tier at one moment.
@@ -74,8 +77,18 @@ impl PoolStats {
                         tiers.element().object(|object| tier.fill_json(object));
                     }
                 });
+                pool.key("migration").object(|object| self.fill_migration(object));
             })
         })
+    }
+
+    fn fill_migration(&self, object: &mut json::Object<'_>) {
+        for outcome in Outcome::ALL {
+            object.key(outcome.key()).number(self.migration.counts.get(outcome));
+        }
+        object.key("staged_bytes").number(self.migration.staged_bytes);
+        object.key("blocked_us").numbers(self.migration.blocked.buckets());
+        object.key("total_us").numbers(self.migration.total.buckets());
     }
 
     /// Returns the figures as text for a terminal, a few lines per tier. Whatever is not printable in a name is
@@ -98,6 +111,18 @@ impl PoolStats {
             );
             let indent = names + kinds + 4;
             let _ = writeln!(text, "  {:indent$}{}", "", tier.details());
+        }
+        if self.migration.counts.total() > 0 {
+            let counts = self.migration.counts.iter();
+            let counts: Vec<String> =
+                counts.map(|(outcome, count)| format!("{count} {}", outcome.as_str())).collect();
+            let (median, worst) =
+                (self.migration.blocked.quantile_us(500), self.migration.blocked.quantile_us(1000));
+            let _ = writeln!(
+                text,
+                "  moves of 2 MiB: {}; blocked for at most {median} us (half of them), {worst} us (all)",
+                counts.join(", ")
+            );
         }
         if self.failures > 0 {
             let reason = self.last_failure.as_deref().map(printable);
@@ -270,6 +295,7 @@ mod tests {
             ],
             failures: 2,
             last_failure: Some("no room for 4 MiB".into()),
+            migration: MigrationStats::default(),
         }
     }
 
@@ -300,6 +326,29 @@ mod tests {
 "#;
         assert!(json.starts_with(expected), "{json}");
         assert!(json.contains(r#""odd \"name\"\n\u001b[2J""#), "{json}");
+        let expected = r#"  "migration": {
+    "moved": 0,
+    "already_there": 0,
+    "gone": 0,
+    "kept": 0,
+    "not_movable": 0,
+    "pinned": 0,
+    "direct_io": 0,
+    "forked": 0,
+    "locked": 0,
+    "map_limit": 0,
+    "no_space": 0,
+    "no_memory": 0,
+    "device": 0,
+    "refused": 0,
+    "cancelled": 0,
+    "staged_bytes": 0,
+    "blocked_us": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    "total_us": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+  }
+}
+"#;
+        assert!(json.ends_with(expected), "{json}");
         let documented = include_str!("../../docs/STATS.md");
         for line in json.lines() {
             if let Some((key, _)) = line.trim().strip_prefix('"').and_then(|rest| rest.split_once("\": ")) {

@@ -12,6 +12,15 @@ static const char *tier_of(daxtier_pool pool, const void *address)
     return where.tier_name;
 }
 
+static uint64_t sum(const uint64_t *values, int count)
+{
+    uint64_t total = 0;
+
+    while (count-- > 0)
+        total += *values++;
+    return total;
+}
+
 static void arguments_are_checked(daxtier_pool pool, void *block)
 {
     struct daxtier_migration counts;
@@ -34,6 +43,7 @@ static void arguments_are_checked(daxtier_pool pool, void *block)
 
 int main(void)
 {
+    static struct daxtier_migration_stats stats;
     struct daxtier_migration counts;
     daxtier_move request;
     daxtier_pool pool;
@@ -72,6 +82,16 @@ int main(void)
     CHECK_OK(daxtier_migrate(pool, bytes + SLOT, 1, DAXTIER_TIER_FAST, NULL));
     CHECK(strcmp(tier_of(pool, bytes + SLOT), "fast") == 0);
     CHECK(bytes[SLOT] == 7);
+
+    CHECK_CODE(daxtier_migration_stats(pool, NULL), DAXTIER_ENULL);
+    CHECK_CODE(daxtier_migration_stats(pool, &stats), DAXTIER_ESIZE);
+    PREPARE(stats);
+    CHECK_OK(daxtier_migration_stats(pool, &stats));
+    CHECK(stats.size == sizeof stats && stats.counts.size == sizeof stats.counts);
+    CHECK(stats.counts.moved == 6 && stats.counts.kept == 1);
+    CHECK(sum(stats.blocked_us, 32) == 6 && sum(stats.total_us, 32) == 6);
+    CHECK_CODE(daxtier_migration_stats(DAXTIER_DEFAULT_POOL, &stats), DAXTIER_ENODEV);
+    CHECK_CODE(daxtier_migrate(DAXTIER_DEFAULT_POOL, block, SLOT, DAXTIER_TIER_SLOW, NULL), DAXTIER_ENODEV);
 
     CHECK_OK(daxtier_free(pool, block));
     CHECK_OK(daxtier_close(pool, NULL, 0, NULL));

@@ -59,7 +59,6 @@ use crate::sys::{futex, page, stdio};
 use crate::units::PAGE_SIZE;
 use quarantine::Quarantine;
 use queue::{Batch, Queue};
-use stats::Figures;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -98,7 +97,8 @@ static STATE: StaticMutex<State> = StaticMutex::new(State {
 static WORK: AtomicU32 = AtomicU32::new(0);
 /// How many workers there are. Relaxed: written before they start.
 static CREW: AtomicU32 = AtomicU32::new(0);
-static FIGURES: Figures = Figures::new();
+/// How long the last move took, in nanoseconds: blocked, and in all. Relaxed: for measurements.
+static LAST_NS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 /// Bytes a second; 0 for no limit. Relaxed: a setting for itself.
 static BUDGET: AtomicU64 = AtomicU64::new(0);
 /// Whether nothing moves any more. Relaxed: a flag for itself.
@@ -117,15 +117,11 @@ pub(super) fn set_budget(bytes_per_second: u64) {
     tell_workers(i32::MAX);
 }
 
-/// Returns what came of all requests of this process.
-pub(super) fn stats() -> MigrationStats {
-    let is_ours = service::run(|| STATE.lock().pid == std::process::id());
-    if is_ours { FIGURES.snapshot() } else { MigrationStats::default() }
-}
-
 /// Returns how long the last move took: blocked, and in all.
 pub(super) fn last_times() -> (Duration, Duration) {
-    FIGURES.last_times()
+    let [blocked, total] = &LAST_NS;
+    let time = |ns: &AtomicU64| Duration::from_nanos(ns.load(Ordering::Relaxed));
+    (time(blocked), time(total))
 }
 
 /// Queues a request, starting the engine with `workers` if need be. Runs in service.
@@ -151,9 +147,6 @@ fn start(state: &mut State, workers: &Workers) -> Result<(), Unavailable> {
     std::mem::forget(std::mem::replace(&mut state.queue, Queue::new()));
     std::mem::forget(std::mem::replace(&mut state.quarantine, Quarantine::new()));
     state.paced = None;
-    if state.pid != pid {
-        FIGURES.reset();
-    }
     if let Some(parents) = state.kit.take() {
         parents.descriptors().into_iter().for_each(Own::close);
     }

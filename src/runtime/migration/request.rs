@@ -1,7 +1,8 @@
 //! A request: slots to move, how far it has come, and whoever waits for it.
 
 use super::super::source::Tiers;
-use super::stats::{MigrationCounts, NR_OUTCOMES, Outcome};
+use super::stats::{self, MigrationCounts, Outcome};
+use crate::counters::NR_OUTCOMES;
 use crate::migrate::MOST_MOVES;
 use crate::sys::futex;
 use std::ops::Range;
@@ -40,7 +41,7 @@ impl Request {
         }
     }
 
-    pub(super) fn tiers(&self) -> &Tiers {
+    pub(super) fn tiers(&self) -> &Arc<Tiers> {
         &self.tiers
     }
 
@@ -74,6 +75,7 @@ impl Request {
 
     /// Takes note of what came of a slot.
     pub(super) fn note(&self, outcome: Outcome) {
+        stats::note(self.tiers.migration(), outcome);
         self.counts[outcome as usize].fetch_add(1, Ordering::Relaxed);
         // AcqRel: the last one publishes what all counted.
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -84,6 +86,7 @@ impl Request {
 }
 
 /// A request that is under way. Dropping it changes nothing: the request goes on.
+#[derive(Clone)]
 pub struct Ticket {
     request: Arc<Request>,
 }

@@ -1,5 +1,9 @@
 //! What came of requests: counts by outcome, and how long it took.
+//!
+//! The counters of a pool lie in the page that it publishes; [`MigrationStats`] is what they say at one moment. The words of
+//! [`Outcome::key`] are keys of the statistics' JSON.
 
+use crate::counters::{MigrationCounters, NR_BUCKETS, NR_OUTCOMES};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -41,8 +45,6 @@ pub enum Outcome {
     Cancelled = 14,
 }
 
-pub(super) const NR_OUTCOMES: usize = 15;
-
 impl Outcome {
     /// Every outcome.
     pub const ALL: [Outcome; NR_OUTCOMES] = [
@@ -62,6 +64,27 @@ impl Outcome {
         Outcome::Refused,
         Outcome::Cancelled,
     ];
+
+    /// Returns the key of the outcome in the statistics' JSON.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Outcome::Moved => "moved",
+            Outcome::Already => "already_there",
+            Outcome::Gone => "gone",
+            Outcome::Kept => "kept",
+            Outcome::Kind => "not_movable",
+            Outcome::Pinned => "pinned",
+            Outcome::DirectIo => "direct_io",
+            Outcome::Forked => "forked",
+            Outcome::Locked => "locked",
+            Outcome::MapLimit => "map_limit",
+            Outcome::NoSpace => "no_space",
+            Outcome::NoMemory => "no_memory",
+            Outcome::Device => "device",
+            Outcome::Refused => "refused",
+            Outcome::Cancelled => "cancelled",
+        }
+    }
 
     /// Returns a word for the outcome.
     pub const fn as_str(self) -> &'static str {
@@ -103,17 +126,20 @@ impl MigrationCounts {
 
     /// Adds other counts to these.
     pub fn add(&mut self, other: &MigrationCounts) {
-        self.counts.iter_mut().zip(other.counts).for_each(|(count, other)| *count += other);
+        self.counts
+            .iter_mut()
+            .zip(other.counts)
+            .for_each(|(count, other)| *count = count.saturating_add(other));
     }
 
     /// Returns how many slots are in the tier now that they were to move to.
     pub fn in_place(&self) -> u64 {
-        self.get(Outcome::Moved) + self.get(Outcome::Already)
+        self.get(Outcome::Moved).saturating_add(self.get(Outcome::Already))
     }
 
     /// Returns how many slots something has come of.
     pub fn total(&self) -> u64 {
-        self.counts.iter().sum()
+        sum(&self.counts)
     }
 
     /// Returns the outcomes that occurred, with their counts.
@@ -121,9 +147,6 @@ impl MigrationCounts {
         Outcome::ALL.into_iter().map(|outcome| (outcome, self.get(outcome))).filter(|(_, count)| *count > 0)
     }
 }
-
-/// The number of buckets of a [`Histogram`].
-const NR_BUCKETS: usize = 32;
 
 /// How often something took how long, in powers of two of microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -134,15 +157,20 @@ pub struct Histogram {
 impl Histogram {
     /// Returns how many values there are.
     pub fn count(&self) -> u64 {
-        self.buckets.iter().sum()
+        sum(&self.buckets)
+    }
+
+    /// Returns how many values were at most 1 microsecond, above that and at most 2, above that and at most 4, and so on.
+    pub fn buckets(&self) -> &[u64; NR_BUCKETS] {
+        &self.buckets
     }
 
     /// Returns an upper bound, in microseconds, of the smallest `per_mille` thousandths of the values; 0 without values.
     pub fn quantile_us(&self, per_mille: u64) -> u64 {
-        let wanted = (self.count() * per_mille.min(1000)).div_ceil(1000);
-        let mut seen = 0;
+        let wanted = (u128::from(self.count()) * u128::from(per_mille.min(1000))).div_ceil(1000);
+        let mut seen = 0u128;
         for (bucket, count) in self.buckets.iter().enumerate() {
-            seen += count;
+            seen += u128::from(*count);
             if *count > 0 && seen >= wanted {
                 return 1 << bucket;
             }
@@ -151,7 +179,7 @@ impl Histogram {
     }
 }
 
-/// What came of all requests of the process.
+/// What came of all requests to move a pool's memory, in this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MigrationStats {
     /// Slots by outcome.
@@ -165,68 +193,43 @@ pub struct MigrationStats {
     pub staged_bytes: u64,
 }
 
-/// The counters behind [`MigrationStats`]. All are independent and publish nothing, so every access is Relaxed.
-pub(super) struct Figures {
-    counts: [AtomicU64; NR_OUTCOMES],
-    blocked: [AtomicU64; NR_BUCKETS],
-    total: [AtomicU64; NR_BUCKETS],
-    /// The last move's times in nanoseconds.
-    last_ns: [AtomicU64; 2],
-    staged_bytes: AtomicU64,
+/// Adds figures up. Those of another process may be anything.
+fn sum(figures: &[u64]) -> u64 {
+    figures.iter().fold(0, |sum: u64, figure| sum.saturating_add(*figure))
 }
 
-impl Figures {
-    pub(super) const fn new() -> Figures {
-        Figures {
-            counts: [const { AtomicU64::new(0) }; NR_OUTCOMES],
-            blocked: [const { AtomicU64::new(0) }; NR_BUCKETS],
-            total: [const { AtomicU64::new(0) }; NR_BUCKETS],
-            last_ns: [const { AtomicU64::new(0) }; 2],
-            staged_bytes: AtomicU64::new(0),
-        }
-    }
-
-    pub(super) fn note(&self, outcome: Outcome) {
-        self.counts[outcome as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn note_times(&self, blocked: Duration, total: Duration) {
-        self.blocked[bucket(blocked)].fetch_add(1, Ordering::Relaxed);
-        self.total[bucket(total)].fetch_add(1, Ordering::Relaxed);
-        for (last, time) in self.last_ns.iter().zip([blocked, total]) {
-            last.store(time.as_nanos() as u64, Ordering::Relaxed);
-        }
-    }
-
-    /// Takes note of how much a worker keeps that has kept `before`.
-    pub(super) fn note_staged(&self, before: usize, now: usize) {
-        // The difference wraps, as the sum does.
-        self.staged_bytes.fetch_add((now as u64).wrapping_sub(before as u64), Ordering::Relaxed);
-    }
-
-    /// Begins anew, in a forked child.
-    pub(super) fn reset(&self) {
-        let words = self.counts.iter().chain(&self.blocked).chain(&self.total).chain(&self.last_ns);
-        words.chain([&self.staged_bytes]).for_each(|word| word.store(0, Ordering::Relaxed));
-    }
-
-    pub(super) fn last_times(&self) -> (Duration, Duration) {
-        let [blocked, total] = &self.last_ns;
-        let time = |ns: &AtomicU64| Duration::from_nanos(ns.load(Ordering::Relaxed));
-        (time(blocked), time(total))
-    }
-
-    pub(super) fn snapshot(&self) -> MigrationStats {
+impl MigrationStats {
+    pub(in super::super) fn of(counters: &MigrationCounters) -> MigrationStats {
+        // Relaxed: figures, each for itself.
         let load = |words: &[AtomicU64; NR_BUCKETS]| Histogram {
             buckets: std::array::from_fn(|at| words[at].load(Ordering::Relaxed)),
         };
         MigrationStats {
-            counts: MigrationCounts::new(|outcome| self.counts[outcome as usize].load(Ordering::Relaxed)),
-            blocked: load(&self.blocked),
-            total: load(&self.total),
-            staged_bytes: self.staged_bytes.load(Ordering::Relaxed),
+            counts: MigrationCounts::new(|outcome| {
+                counters.outcomes[outcome as usize].load(Ordering::Relaxed)
+            }),
+            blocked: load(&counters.blocked),
+            total: load(&counters.total),
+            staged_bytes: counters.staged_bytes.load(Ordering::Relaxed),
         }
     }
+}
+
+/// Takes note of what came of a slot.
+pub(super) fn note(counters: &MigrationCounters, outcome: Outcome) {
+    counters.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
+}
+
+/// Takes note of how long a move took.
+pub(super) fn note_times(counters: &MigrationCounters, blocked: Duration, total: Duration) {
+    counters.blocked[bucket(blocked)].fetch_add(1, Ordering::Relaxed);
+    counters.total[bucket(total)].fetch_add(1, Ordering::Relaxed);
+}
+
+/// Takes note of how much is kept where `before` was kept.
+pub(super) fn note_staged(counters: &MigrationCounters, before: usize, now: usize) {
+    // The difference wraps, as the sum does.
+    counters.staged_bytes.fetch_add((now as u64).wrapping_sub(before as u64), Ordering::Relaxed);
 }
 
 /// The bucket of a time: bucket `n` holds what is above 2^(n-1) and at most 2^n microseconds.
@@ -241,12 +244,13 @@ mod tests {
 
     #[test]
     fn quantiles_are_upper_bounds() {
-        let figures = Figures::new();
+        let counters = MigrationCounters::new();
         for us in [1, 3, 3, 100, 5000] {
-            figures.note_times(Duration::from_micros(us), Duration::from_micros(2 * us));
+            note_times(&counters, Duration::from_micros(us), Duration::from_micros(2 * us));
         }
-        let stats = figures.snapshot();
+        let stats = MigrationStats::of(&counters);
         assert_eq!((stats.blocked.count(), stats.total.count()), (5, 5));
+        assert_eq!(stats.blocked.buckets()[..4], [1, 0, 2, 0]);
         assert_eq!(stats.blocked.quantile_us(500), 4);
         assert_eq!(stats.blocked.quantile_us(1000), 8192);
         assert_eq!(stats.total.quantile_us(200), 2);
@@ -254,15 +258,18 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_have_places_of_their_own() {
-        let figures = Figures::new();
+    fn outcomes_have_places_and_keys_of_their_own() {
+        let counters = MigrationCounters::new();
         Outcome::ALL
             .iter()
             .enumerate()
-            .for_each(|(at, &outcome)| (0..=at).for_each(|_| figures.note(outcome)));
-        let counts = figures.snapshot().counts;
+            .for_each(|(at, &outcome)| (0..=at).for_each(|_| note(&counters, outcome)));
+        let counts = MigrationStats::of(&counters).counts;
         assert_eq!(counts.total(), 120);
         assert!(Outcome::ALL.iter().enumerate().all(|(at, &outcome)| counts.get(outcome) == at as u64 + 1));
         assert_eq!(counts.in_place(), 3);
+        let keys: std::collections::HashSet<&str> =
+            Outcome::ALL.iter().map(|outcome| outcome.key()).collect();
+        assert_eq!(keys.len(), NR_OUTCOMES);
     }
 }

@@ -6,17 +6,19 @@
 use super::look::Look;
 use super::quarantine::KEEP;
 use super::queue::Batch;
-use super::stats::Outcome;
+use super::stats::{self, Outcome};
 use super::{
-    FIGURES, HAS_GIVEN_UP, Request, STATE, WORK, end_batch, give_up, next_batch, release_due, take_targets,
+    HAS_GIVEN_UP, LAST_NS, Request, STATE, WORK, end_batch, give_up, next_batch, release_due, take_targets,
 };
 use crate::device::DeviceKind;
 use crate::folio::RawFolio;
 use crate::migrate::{self, DemoteWay, Kit, MOST_MOVES, Move, Refusal, Stage, Told, Ways};
+use crate::runtime::source::Tiers;
 use crate::space::{self, Mapping, Space};
 use crate::sync::service;
 use crate::sys::{futex, pinners};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// What a worker did.
@@ -38,8 +40,9 @@ pub(super) struct Worker {
     nr_promoted: usize,
     /// When it was last seen that there was something to do.
     worked: Instant,
-    /// What it has told of its stage.
+    /// What it has told of its stage, in the figures of the pool for which it worked last. A pool may be closed meanwhile.
     staged_bytes: usize,
+    staged_for: Weak<Tiers>,
 }
 
 impl Worker {
@@ -52,6 +55,7 @@ impl Worker {
             nr_promoted: 0,
             worked: Instant::now(),
             staged_bytes: 0,
+            staged_for: Weak::new(),
         }
     }
 
@@ -77,7 +81,9 @@ impl Worker {
             Err(limit) => self.rest_a_while(limit),
         };
         let staged_bytes = self.stage.kept_bytes();
-        FIGURES.note_staged(self.staged_bytes, staged_bytes);
+        if let Some(tiers) = self.staged_for.upgrade() {
+            stats::note_staged(tiers.migration(), self.staged_bytes, staged_bytes);
+        }
         self.staged_bytes = staged_bytes;
         step
     }
@@ -105,13 +111,13 @@ impl Worker {
             self.look.refresh();
             self.move_slots(&batch, outcomes);
         }
+        self.count_stage_for(batch.request.tiers());
         let mut nr_moved = 0;
         batch.request.tiers().publish();
         for (is_done, outcome) in batch.is_done.iter_mut().zip(outcomes.iter().copied()) {
             let Some(outcome) = outcome.filter(|_| !*is_done) else { continue };
             *is_done = true;
             nr_moved += usize::from(outcome == Outcome::Moved);
-            FIGURES.note(outcome);
             batch.request.note(outcome);
         }
         end_batch(&batch.request, nr_moved);
@@ -119,6 +125,18 @@ impl Worker {
         if !batch.is_done[..batch.slots.len()].iter().all(|is_done| *is_done) {
             self.rest = Some(batch);
         }
+    }
+
+    /// Has the stage counted for another pool from now on.
+    fn count_stage_for(&mut self, tiers: &Arc<Tiers>) {
+        if std::ptr::eq(self.staged_for.as_ptr(), Arc::as_ptr(tiers)) {
+            return;
+        }
+        if let Some(former) = self.staged_for.upgrade() {
+            stats::note_staged(former.migration(), self.staged_bytes, 0);
+        }
+        self.staged_bytes = 0;
+        self.staged_for = Arc::downgrade(tiers);
     }
 
     /// Moves slots of a batch that nothing has come of yet. Those that a fork left for later keep `None`.
@@ -225,7 +243,11 @@ impl Worker {
                         Some((old, mapping)) => space::release(old, mapping),
                         None => {}
                     }
-                    FIGURES.note_times(done.times.blocked, done.times.total);
+                    let times = [done.times.blocked, done.times.total];
+                    stats::note_times(batch.request.tiers().migration(), times[0], times[1]);
+                    for (last, time) in LAST_NS.iter().zip(times) {
+                        last.store(time.as_nanos() as u64, Ordering::Relaxed);
+                    }
                     Some(Outcome::Moved)
                 }
             };

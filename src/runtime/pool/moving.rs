@@ -109,9 +109,9 @@ impl Pool {
         Ok(first..last + 1)
     }
 
-    /// Returns what came of all requests to move memory in this process.
+    /// Returns what came of all requests to move the pool's memory. A forked child's begin anew.
     pub fn migration_stats(&self) -> MigrationStats {
-        migration::stats()
+        MigrationStats::of(self.inner.tiers.migration())
     }
 
     /// Returns how long the last move of a slot took: blocked, and in all. For measurements.
