@@ -398,6 +398,46 @@ fn buffers_that_io_uring_holds_stay_in_dram() {
 }
 
 #[test]
+fn what_was_spliced_into_a_pipe_stays_what_it_was_however_often_memory_moves() {
+    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M") else { return };
+    pool.set_migration_quarantine(Duration::from_millis(1));
+    // The first 16 MiB have small pages.
+    let first = block(&pool, 8);
+    let block = block(&pool, 8);
+    let (mut ends, pages) = ([0; 2], 8);
+    // SAFETY: the array has room for two descriptors.
+    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    for at in 0..512 * 8 {
+        word(block, at * 4096).store(at as u64 + 1, Ordering::Relaxed);
+    }
+    // The pipe holds the pages themselves.
+    let spliced = libc::iovec { iov_base: block.as_ptr().cast(), iov_len: pages * 4096 };
+    // SAFETY: the pages are the block's, which stays as long as the pipe has them.
+    let sent = unsafe { libc::vmsplice(ends[1], &raw const spliced, 1, 0) };
+    assert_eq!(sent, pages as isize * 4096);
+    for _ in 0..3 {
+        for to in [TierName::Slow, TierName::Fast] {
+            let counts = pool.migrate(block.as_ptr(), 8 * SLOT, to).unwrap();
+            let kept = counts.get(Outcome::Pinned) + counts.get(Outcome::Already);
+            assert_eq!(counts.get(Outcome::Moved) + kept, 8, "{counts:?}");
+        }
+        for at in 0..512 * 8 {
+            assert_eq!(word(block, at * 4096).load(Ordering::Relaxed), at as u64 + 1);
+        }
+    }
+    let mut seen = vec![0u8; pages * 4096];
+    // SAFETY: the buffer is so long.
+    assert_eq!(unsafe { libc::read(ends[0], seen.as_mut_ptr().cast(), seen.len()) }, sent);
+    for (page, bytes) in seen.chunks(4096).enumerate() {
+        assert_eq!(bytes[..8], (page as u64 + 1).to_ne_bytes(), "page {page} of the pipe");
+    }
+    // SAFETY: the descriptors are this test's.
+    ends.into_iter().for_each(|end| _ = unsafe { libc::close(end) });
+    free(&pool, first);
+    free(&pool, block);
+}
+
+#[test]
 fn small_pages_move_where_huge_ones_are_off() {
     if !is_own_process("small_pages_move_where_huge_ones_are_off") {
         return;

@@ -72,8 +72,8 @@ pub struct DaxtierMigrationStats {
     pub size: usize,
     /// How many slots of 2 MiB had which outcome. Its size is set by the call.
     pub counts: DaxtierMigration,
-    /// Huge pages of DRAM that are kept for the next move, beyond the capacity of the fast tier: for half a second at
-    /// most after the last one.
+    /// Huge pages of DRAM that were made for the next promotions, beyond the capacity of the fast tier: given back half a
+    /// second after the last move.
     pub staged_bytes: u64,
     /// Moved slots that were blocked for at most 1, 2, 4, ... microseconds, each counted once: what a thread that
     /// stores to one waits at most.

@@ -56,7 +56,7 @@ fn demote_by_moving(
     let start = Instant::now();
     if let Err(stopped) = block_by_moving(kit, slot, pages) {
         put_back(kit, slot, pages);
-        stage.note_put_back(stage_part);
+        stage.drop_pages(stage_part);
         // SAFETY: the page that refused lies in the slot.
         let page = unsafe { slot.add(stopped.moved_bytes.min(SLOT_BYTES - PAGE_SIZE)) };
         return Err(Refusal::of_page(stopped.refusal, page));
@@ -71,12 +71,12 @@ fn demote_by_moving(
     let copied = unsafe { guarded(to, copy) };
     if let Err(refusal) = copied.and_then(|()| swap(slot, alias, part)) {
         put_back(kit, slot, pages);
-        stage.note_put_back(stage_part);
+        stage.drop_pages(stage_part);
         return Err(refusal);
     }
     release(kit, slot);
     let blocked = start.elapsed();
-    stage.note_moved_in(stage_part);
+    stage.drop_pages(stage_part);
     Ok(blocked)
 }
 

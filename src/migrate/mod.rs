@@ -35,8 +35,9 @@
 //! mapping that is registered with the userfaultfd.
 //!
 //! # Batches
-//! What costs most of a move beside the copy is to make pages and page tables: a huge page for the stage, the
-//! alias. Both are ready before the first slot of a batch is blocked, the first as a rule from an earlier batch. Slots are
+//! What costs most of a move beside the copy is to make pages and page tables: a huge page for a promotion, the
+//! alias. Both are ready before the first slot of a batch is blocked, the first even before the batch where its worker had
+//! time for it. Slots are
 //! demoted one after the other. Of those that are promoted up to four neighbours are blocked by one mremap, since it waits for
 //! another thread, and released one after the other. So a thread of the program waits for four copies at most. Between two
 //! such steps nothing is blocked; there the mover takes the next locks, in ascending order, and stops if a fork wants to begin.

@@ -114,7 +114,7 @@ fn fill(kit: &Kit, slot: NonNull<u8>, prepared: &mut Prepared<'_>, part: usize) 
                 Ok(())
             }
             Left::Copies => {
-                stage.note_put_back(parts[part]);
+                stage.drop_pages(parts[part]);
                 Ok(())
             }
         },

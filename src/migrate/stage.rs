@@ -1,10 +1,13 @@
-//! Huge pages that a worker keeps from one move to the next.
+//! Huge pages that a worker has ready for promotions.
 //!
-//! A demotion takes a huge page of DRAM away from its slot, and a promotion needs one. To make one costs the kernel as
-//! much as a copy (it clears the page), so a [`Stage`] keeps those that demotions leave behind, and makes some ahead while
-//! its worker has nothing to do ([`prepare_one`](Stage::prepare_one)). Whoever owns it drops them when nothing has moved
-//! for a while ([`empty`](Stage::empty)); until then they are memory beyond the capacity of the fast tier, and counted
+//! To make one costs the kernel as much as a copy (it clears the page), so a [`Stage`] makes some ahead while its worker has
+//! nothing to do ([`prepare_one`](Stage::prepare_one)). Whoever owns it drops them when nothing has moved for a while
+//! ([`empty`](Stage::empty)); until then they are memory beyond the capacity of the fast tier, and counted
 //! ([`kept_bytes`](Stage::kept_bytes)).
+//!
+//! The pages that a demotion takes away from its slot are not kept for that. Somebody may still read them who is not
+//! seen in the page tables: a pipe that they were spliced into (vmsplice), a socket that sends them (MSG_ZEROCOPY). Given
+//! back to the kernel they stay what they are until the last such reader is done.
 //!
 //! One worker has a stage for itself. It is kept from forked children, since a page that a child shares can't be moved,
 //! and registered with a userfaultfd only where a demotion is just moving pages in: a call that touches every page of the
@@ -15,12 +18,11 @@
 //! - S2: a part that is `is_loaded` has private pages with bytes of no more use.
 
 use super::place::{make_empty, map_folio};
-use super::{MOST_MOVES, Refusal};
+use super::{MOST_MOVES, Refusal, cannot_restore};
 use crate::error::SysError;
 use crate::folio::Folio;
 use crate::space::SLOT_BYTES;
 use crate::sys::mm::{self, Reservation};
-use crate::sys::pagemap;
 use std::ptr::NonNull;
 
 /// Private memory in parts of a slot's length, mapped as DRAM slots are.
@@ -98,24 +100,22 @@ impl Stage {
         self.is_loaded[part] = false;
     }
 
-    /// Takes note that pages which were moved in are of no more use: keeps them if they are one huge page.
-    pub(super) fn note_moved_in(&mut self, part: usize) {
-        self.is_loaded[part] = true;
-        if pagemap::is_huge(self.addr(part), SLOT_BYTES) != Some(true) {
-            // Refused for locked memory: then it is loaded with small pages, which do the work too.
-            let _ = self.unload(part);
+    /// Gives what is left in a part back to the kernel: pages that a demotion moved in, or copies of some that went back.
+    pub(super) fn drop_pages(&mut self, part: usize) {
+        if self.unload(part).is_err() {
+            // They must not be used for a promotion, and a part that is not empty can't be used for a demotion.
+            cannot_restore();
         }
     }
 
-    /// Takes note that pages which were moved in went back. Of some there may be copies left.
-    pub(super) fn note_put_back(&mut self, part: usize) {
-        self.is_loaded[part] = true;
-        // Refused for locked memory: then the next demotion is refused for it.
-        let _ = self.unload(part);
-    }
-
     fn unload(&mut self, part: usize) -> Result<(), Refusal> {
-        make_empty(self.addr(part))?;
+        let addr = self.addr(part);
+        if make_empty(addr).is_err() {
+            // The kernel keeps what the program has locked with all of its memory.
+            // SAFETY: the part is ours.
+            unsafe { mm::unlock(addr, SLOT_BYTES) }.map_err(Refusal::of_mapping)?;
+            make_empty(addr)?;
+        }
         self.is_loaded[part] = false;
         Ok(())
     }

@@ -188,7 +188,7 @@ pub struct MigrationStats {
     pub blocked: Histogram,
     /// How long moves took, preparation included: of several slots that were moved together, each one's share.
     pub total: Histogram,
-    /// Huge pages of DRAM that are kept for the next move, beyond the capacity of the fast tier; given back half a second
+    /// Huge pages of DRAM that were made for the next promotions, beyond the capacity of the fast tier; given back half a second
     /// after the last one.
     pub staged_bytes: u64,
 }
