@@ -1,8 +1,12 @@
 //! What moving a slot of 2 MiB costs: beside copies of the same bytes, and beside the conventional mprotect and SIGSEGV.
+//!
+//! A real device has huge pages, and an emulated one has them where the kernel is told so. So the sysfs file that tells it
+//! is changed while the bench runs, where it may be; the bench says when it may not.
 
 use super::Row;
 use super::contest::Contest;
 use crate::process::{Task, cargo, target_dir};
+use std::fs;
 
 /// Ours, and what it is set beside.
 const CASES: &[(&str, &str)] = &[
@@ -19,11 +23,23 @@ const CASES: &[(&str, &str)] = &[
     ("stall-promote-p99", "nt-copy"),
     ("stall-demote-max", "nt-copy"),
     ("stall-promote-max", "nt-copy"),
+    ("read-stall-demote", "nt-copy"),
+    ("read-stall-promote", "nt-copy"),
+    ("throughput-1", "copy-1"),
+    ("throughput-2", "copy-2"),
+    ("demote-all-1", "copy-1"),
+    ("demote-all-2", "copy-2"),
+    ("promote-all-1", "copy-1"),
+    ("promote-all-2", "copy-2"),
 ];
 
-/// Measures every case, and the throughput.
+/// Where the kernel is told whether memfds have huge pages.
+const SHMEM: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+/// Measures every case.
 pub(super) fn run(rounds: usize) -> Result<Vec<Row>, String> {
     cargo("build --locked --release --package daxtier-bench-programs").run()?;
+    let _huge = HugeShmem::enable();
     let program = target_dir().join("release/bench-migrate").display().to_string();
     let task = |what: &str| Task::program(&program).arg(what);
     CASES
@@ -31,9 +47,50 @@ pub(super) fn run(rounds: usize) -> Result<Vec<Row>, String> {
         .map(|(ours, peer)| {
             Contest { ours: task(ours), peer_name: (*peer).to_owned(), peer: task(peer) }.run(rounds)
         })
-        .chain(std::iter::once_with(|| {
-            Contest { ours: task("throughput"), peer_name: "copy".to_owned(), peer: task("copy-throughput") }
-                .run(rounds)
-        }))
         .collect()
+}
+
+/// Huge pages for memfds that ask for them, until this is dropped.
+struct HugeShmem {
+    /// What was chosen before, if it was changed.
+    former: Option<String>,
+}
+
+impl HugeShmem {
+    fn enable() -> HugeShmem {
+        let chosen = chosen(&fs::read_to_string(SHMEM).unwrap_or_default());
+        let is_there = matches!(chosen.as_deref(), Some("always" | "advise" | "within_size" | "force"));
+        let former = chosen.filter(|_| !is_there && fs::write(SHMEM, "advise").is_ok());
+        if !is_there && former.is_none() {
+            eprintln!("{SHMEM} can't be set to advise: the emulated device has small pages");
+        }
+        HugeShmem { former }
+    }
+}
+
+impl Drop for HugeShmem {
+    fn drop(&mut self) {
+        if let Some(former) = &self.former
+            && let Err(error) = fs::write(SHMEM, former)
+        {
+            eprintln!("{SHMEM}: {error}: write {former} there");
+        }
+    }
+}
+
+/// The word in brackets.
+fn chosen(choices: &str) -> Option<String> {
+    let word = choices.split_once('[')?.1.split_once(']')?.0;
+    Some(word.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chosen_word_is_the_one_in_brackets() {
+        assert_eq!(chosen("always within_size advise [never] deny force\n").as_deref(), Some("never"));
+        assert_eq!(chosen("always never"), None);
+    }
 }

@@ -4,9 +4,9 @@
 //! `promote-total` the same with preparation, `memcpy` and `nt-copy` a copy of 2 MiB that is in no cache. `stall-demote` and
 //! `stall-promote` print the longest gap that a storing thread sees during a move (median), with `-p99` and `-max` added the
 //! others, and `read-stall-*` that of a reading thread. `sigsegv` is the conventional way: mprotect, copy, map, and a handler
-//! that waits. `throughput-N` is the GB/s of N workers that send batches of 16 neighbours down and up again, as a tier that is
-//! full does; `demote-all-N` and `promote-all-N` that of 64 slots in one request, of which the second needs huge pages that
-//! the kernel clears; `copy-N` that of N threads which copy as much past the caches.
+//! that waits. `throughput-N` is the GB/s of N workers that send batches of 16 neighbours down and up again, each batch after
+//! time enough to make huge pages for it; `demote-all-N` and `promote-all-N` that of 64 slots in one request, for most of which
+//! the second needs huge pages that the kernel clears meanwhile; `copy-N` that of N threads which copy as much past the caches.
 //!
 //! The slow tier is an emulated device, or the one that `BENCH_SLOW` names.
 
@@ -24,6 +24,8 @@ const ROUNDS: usize = 200;
 const SLOTS: usize = 64;
 /// Slots in a request that is one batch.
 const BATCH: usize = 16;
+/// Longer than a worker needs to make huge pages for a batch.
+const READY: Duration = Duration::from_millis(30);
 /// How often all slots go down and up.
 const TURNS: usize = 8;
 
@@ -130,33 +132,23 @@ fn moves(tier: TierName) -> Result<Vec<(f64, f64)>, Box<dyn Error>> {
     Ok(times)
 }
 
-/// Moves each batch of slots down and up, all at once; returns GB/s.
+/// Moves a batch of slots for each worker down and up, again and again; returns GB/s.
 fn throughput(workers: u32) -> Result<f64, Box<dyn Error>> {
     let bench = Bench::new(workers)?;
     let mut spent = Duration::ZERO;
-    for turn in 0..=TURNS {
-        // So that what was promoted is out of its quarantine, of a millisecond here.
-        std::thread::sleep(Duration::from_millis(3));
-        let start = Instant::now();
-        let mut tickets = Vec::new();
-        for first in (0..SLOTS).step_by(BATCH) {
-            for to in [TierName::Slow, TierName::Fast] {
-                let addr = bench.block.as_ptr().wrapping_add(first * SLOT);
-                tickets.push(bench.pool.migrate_async(addr, BATCH * SLOT, to)?);
+    for turn in 0..=4 * TURNS {
+        for to in [TierName::Slow, TierName::Fast] {
+            // So that pages are ready, and what was promoted is out of its quarantine, of a millisecond here.
+            std::thread::sleep(READY);
+            let start = Instant::now();
+            bench.migrate(0, BATCH * workers as usize, to)?;
+            // The first turn finds nothing prepared.
+            if turn > 0 {
+                spent += start.elapsed();
             }
-        }
-        for ticket in tickets {
-            let counts = ticket.wait(Duration::MAX);
-            if counts.get(Outcome::Moved) != BATCH as u64 {
-                return Err(format!("{counts:?}").into());
-            }
-        }
-        // The first turn finds nothing prepared.
-        if turn > 0 {
-            spent += start.elapsed();
         }
     }
-    Ok((2 * TURNS * SLOTS * SLOT) as f64 / spent.as_secs_f64() / 1e9)
+    Ok((2 * 4 * TURNS * BATCH * workers as usize * SLOT) as f64 / spent.as_secs_f64() / 1e9)
 }
 
 /// Moves all slots down and up; returns the GB/s of the moves to `tier`.
@@ -165,8 +157,7 @@ fn one_way(workers: u32, tier: TierName) -> Result<f64, Box<dyn Error>> {
     let mut spent = Duration::ZERO;
     for turn in 0..=TURNS {
         for to in [TierName::Slow, TierName::Fast] {
-            // As above.
-            std::thread::sleep(Duration::from_millis(3));
+            std::thread::sleep(READY);
             let start = Instant::now();
             bench.migrate(0, SLOTS, to)?;
             if turn > 0 && to == tier {
