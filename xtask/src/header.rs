@@ -142,6 +142,7 @@ const TYPES: [&str; 14] = [
     "DaxtierFolioInfo",
     "DaxtierMove",
     "DaxtierMigration",
+    "DaxtierMigrationStats",
 ];
 
 fn snake_case(name: &str) -> String {
