@@ -457,14 +457,14 @@ struct daxtier_migration {
 typedef uint64_t daxtier_move;
 
 /* What came of all requests to move a pool's memory in this process. */
-struct DaxtierMigrationStats {
+struct daxtier_migration_stats {
     /* Set by the caller: sizeof(struct daxtier_migration_stats). */
     size_t size;
     /* How many slots of 2 MiB had which outcome. Its size is set by the call. */
     struct daxtier_migration counts;
     /*
-     * Huge pages of DRAM that are kept for the next move, beyond the capacity of the fast tier: for half a second at
-     * most after the last one.
+     * Huge pages of DRAM that were made for the next promotions, beyond the capacity of the fast tier: given back half a
+     * second after the last move.
      */
     uint64_t staged_bytes;
     /*
@@ -955,7 +955,7 @@ int daxtier_unpin(daxtier_pool pool, const void *address, size_t size);
  * Signal handlers: not allowed. Lifetime: stats is not used after the call.
  * Returns 0; DAXTIER_EHANDLE; DAXTIER_ENODEV when there is no default pool; DAXTIER_ENULL; DAXTIER_ESIZE.
  */
-int daxtier_migration_stats(daxtier_pool pool, struct DaxtierMigrationStats *stats);
+int daxtier_migration_stats(daxtier_pool pool, struct daxtier_migration_stats *stats);
 
 #ifdef __cplusplus
 }

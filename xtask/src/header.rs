@@ -127,7 +127,7 @@ fn config() -> Config {
 }
 
 /// The types that C sees, by their Rust names.
-const TYPES: [&str; 14] = [
+const TYPES: [&str; 15] = [
     "DaxtierPool",
     "DaxtierPgmap",
     "DaxtierFolio",
