@@ -497,3 +497,91 @@ fn the_program_keeps_a_margin_of_mappings() {
     goes_down_and_up(&pool, block);
     free(&pool, block);
 }
+
+#[test]
+fn without_the_right_to_it_nothing_moves_and_all_else_works() {
+    if !is_own_process("without_the_right_to_it_nothing_moves_and_all_else_works") {
+        return;
+    }
+    let sysctl = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap_or_default();
+    if sysctl.trim() == "1" {
+        eprintln!("skipped: everybody may, says vm.unprivileged_userfaultfd");
+        return;
+    }
+    const NOBODY: libc::uid_t = 65534;
+    // SAFETY: takes numbers only. Whoever is not root has no right to give up.
+    unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) };
+    if std::fs::OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").is_ok() {
+        eprintln!("skipped: everybody may, by /dev/userfaultfd");
+        return;
+    }
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let pool =
+        Pool::open(&Config::parse("fast=32M slow=emulated:64M migrate=on,workers=2").unwrap()).unwrap();
+    let block = block(&pool, 2);
+    let before = (threads(), files());
+    for _ in 0..3 {
+        match pool.migrate(block.as_ptr(), SLOT, TierName::Slow) {
+            Err(error @ MigrateError::Off(_)) => {
+                assert_eq!(error.errno(), libc::EPERM);
+                assert!(
+                    error.to_string().contains("sudo sysctl -w vm.unprivileged_userfaultfd=1"),
+                    "{error}"
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(pool.prefer(block.as_ptr(), SLOT, TierName::Slow).is_err());
+    }
+    assert_eq!((threads(), files()), before, "nothing was left of the tries");
+    pool.pin(block.as_ptr(), SLOT).unwrap();
+    pool.unpin(block.as_ptr(), SLOT).unwrap();
+    word(block, SLOT).store(7, Ordering::Relaxed);
+    let slow = AllocOptions { tier: Some(TierName::Slow), ..AllocOptions::default() };
+    let other = Block(pool.malloc(SLOT, SLOT, slow).unwrap());
+    assert_eq!((tier(&pool, block, 0), tier(&pool, other, 0)), ("fast", "slow"));
+    assert_eq!(word(block, SLOT).load(Ordering::Relaxed), 7);
+    assert_eq!(pool.migration_stats().counts.total(), 0);
+    free(&pool, other);
+    free(&pool, block);
+    pool.close().unwrap();
+}
+
+#[test]
+fn a_thread_that_ends_while_its_memory_moves_takes_nothing_with_it() {
+    let Some((pool, _alone)) = open("fast=64M slow=emulated:64M migrate=on,workers=2") else { return };
+    pool.set_migration_quarantine(Duration::from_millis(1));
+    let block = block(&pool, 4);
+    let stop = AtomicBool::new(false);
+    let (begun, moved) = std::thread::scope(|scope| {
+        let users = scope.spawn(|| {
+            let mut begun = 0u64;
+            while !stop.load(Ordering::Relaxed) {
+                // Each of them ends with an access, which waits where the slot is on the move.
+                let ending = |at: u64| {
+                    std::thread::spawn(move || {
+                        _ = word(block, at as usize % 4 * SLOT).fetch_add(1, Ordering::Relaxed)
+                    })
+                };
+                let threads: Vec<_> = (0..4).map(ending).collect();
+                begun += threads.len() as u64;
+                threads.into_iter().for_each(|thread| thread.join().unwrap());
+            }
+            begun
+        });
+        let mut moved = 0;
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(1) {
+            for to in [TierName::Slow, TierName::Fast] {
+                moved += pool.migrate(block.as_ptr(), 4 * SLOT, to).unwrap().get(Outcome::Moved);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        (users.join().unwrap(), moved)
+    });
+    let found: u64 = (0..4).map(|slot| word(block, slot * SLOT).load(Ordering::Relaxed)).sum();
+    assert_eq!(found, begun);
+    assert!(moved > 0 && begun > 0);
+    free(&pool, block);
+}

@@ -28,6 +28,7 @@ fn command_for(source: &Path, program: &Path) -> Command {
             ("DAXTIER_FAST", "64M"),
             ("DAXTIER_SLOW", "emulated:128M"),
             ("DAXTIER_POLICY", "preferred=slow"),
+            ("DAXTIER_MIGRATE", "on,workers=2"),
         ]);
     }
     command

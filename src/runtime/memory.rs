@@ -9,7 +9,7 @@
 //! # What becomes of a call
 //! | call | in DRAM | on a device |
 //! |---|---|---|
-//! | mprotect, pkey_mprotect, mbind, MADV_DONTDUMP, MADV_GUARD_INSTALL | made; held | brought to DRAM, else refused |
+//! | mprotect, pkey_mprotect, mbind, MADV_DONTDUMP, MADV_GUARD_INSTALL | made; held | brought to DRAM, another slot going for it where DRAM is full, else refused |
 //! | mlock | made; held | brought to DRAM, else all of the slot is locked where it is; held |
 //! | MADV_DONTFORK, MADV_WIPEONFORK | made; held | held, and made true in a forked child |
 //! | MADV_DONTNEED | made | the bytes are cleared |
@@ -20,6 +20,7 @@
 //! A program owns blocks of malloc, not their mappings: the rest of the slot is other blocks', and the kernel would give the
 //! hole to the next mmap. Hence the last row.
 
+use super::migration::Outcome;
 use super::pool::Pool;
 use crate::policy::TierName;
 use crate::space::{self, Attribute, Attributes, Mapping, SLOT_BYTES, SlotState, Space};
@@ -242,7 +243,8 @@ impl Slots<'_> {
             && !gained.is_empty()
         {
             // All of them before the first change, so that a refusal changes nothing.
-            parts().try_for_each(|part| self.bring(&part, place))?;
+            let kept = self.slots(&range);
+            parts().try_for_each(|part| self.bring(&part, place, &kept))?;
         }
         parts().try_for_each(|part| self.perform_part(&part, plan))
     }
@@ -261,8 +263,15 @@ impl Slots<'_> {
         })
     }
 
-    /// Brings a slot to DRAM that is on a device. Not in service: it waits for another thread.
-    fn bring(&self, part: &Part, place: Place) -> Result<(), Errno> {
+    /// The slots that a range touches.
+    fn slots(&self, range: &Range<usize>) -> Range<usize> {
+        let index = |addr| self.space.slot_index(addr).expect("the range lies in the space");
+        index(range.start)..index(range.end - 1) + 1
+    }
+
+    /// Brings a slot to DRAM that is on a device; where there is no room, another one that is not `kept` goes. Not in
+    /// service: it waits for another thread.
+    fn bring(&self, part: &Part, place: Place, kept: &Range<usize>) -> Result<(), Errno> {
         for _ in 0..MOST_TRIES {
             let is_on_device = service::run(|| {
                 let state = self.space.slot(part.index).lock();
@@ -272,8 +281,10 @@ impl Slots<'_> {
                 return Ok(());
             }
             let at = std::ptr::without_provenance(part.addr);
-            let brought = self.pool.and_then(|pool| pool.migrate(at, 1, TierName::Fast).ok());
-            if brought.is_none_or(|counts| counts.in_place() == 0) {
+            let Some(pool) = self.pool else { break };
+            let Ok(counts) = pool.migrate(at, 1, TierName::Fast) else { break };
+            let is_full = counts.get(Outcome::NoSpace) == 1;
+            if counts.in_place() == 0 && !(is_full && pool.make_room(kept)) {
                 break;
             }
         }

@@ -42,7 +42,9 @@ impl Runtime for OwnRuntime {
     }
 
     fn owns(ptr: *const u8) -> bool {
-        NonNull::new(ptr.cast_mut()).is_some_and(|block| process::usable_size(block).is_ok())
+        // A byte inside a block is in the space, and a block that is not was served before there was a pool.
+        process::pool_if_open().is_some_and(|pool| pool.has_address(ptr))
+            || NonNull::new(ptr.cast_mut()).is_some_and(|block| process::usable_size(block).is_ok())
     }
 
     fn usable_size(ptr: NonNull<u8>) -> Result<usize, Errno> {

@@ -443,6 +443,11 @@ impl Pool {
         &self.inner.heaps[0]
     }
 
+    /// Whether the byte at `ptr` is one of the addresses in which blocks of any pool lie. Neither blocks nor allocates.
+    pub(super) fn has_address(&self, ptr: *const u8) -> bool {
+        self.inner.space.contains(ptr.addr())
+    }
+
     /// Returns the addresses in which blocks of any pool lie.
     pub(super) fn heap_zone(&self) -> std::ops::Range<usize> {
         self.inner.space.heap_zone()

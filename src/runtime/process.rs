@@ -188,6 +188,11 @@ pub unsafe fn realloc(block: NonNull<u8>, size: usize, align: usize) -> Result<*
     Ok(fresh.as_ptr())
 }
 
+/// Returns the process's pool if it was opened. Neither blocks nor allocates.
+pub(super) fn pool_if_open() -> Option<&'static Pool> {
+    POOL.get()
+}
+
 /// Returns the process's pool, opening it from the environment at the first call. `None` when there is none: see
 /// the states above.
 pub fn pool() -> Option<&'static Pool> {

@@ -169,6 +169,23 @@ impl Space {
         folios
     }
 
+    /// Returns the first slot above `after` whose state `is_wanted`, or else the first of all. Runs in service.
+    pub(crate) fn find_slot(
+        &self,
+        after: usize,
+        is_wanted: impl Fn(usize, &SlotState) -> bool,
+    ) -> Option<usize> {
+        let (mut first, mut next) = (None, None);
+        self.for_each_slot(|index| {
+            let is_open = next.is_none() && (index > after || first.is_none());
+            if is_open && is_wanted(index, &self.slot(index).lock()) {
+                let found = if index > after { &mut next } else { &mut first };
+                *found = Some(index);
+            }
+        });
+        next.or(first)
+    }
+
     /// Calls `visit` with the index of every slot in use, and of some others.
     fn for_each_slot(&self, mut visit: impl FnMut(usize)) {
         self.chunks.for_each_taken(|chunk| {

@@ -30,6 +30,12 @@ impl Bench {
         }
     }
 
+    /// Takes all that is left of a tier.
+    fn fill(&self, tier: TierName) -> Vec<NonNull<u8>> {
+        let options = AllocOptions { tier: Some(tier), ..AllocOptions::default() };
+        std::iter::from_fn(|| self.pool.malloc(SLOT_BYTES, SLOT_BYTES, options).ok()).collect()
+    }
+
     fn at(&self, offset: usize) -> *mut u8 {
         self.block.as_ptr().wrapping_add(offset)
     }
@@ -153,12 +159,9 @@ fn discarded_memory_reads_as_zero_on_a_device_too() {
 #[test]
 fn without_room_in_dram_the_answer_is_true_and_nothing_changes() {
     let Some(bench) = Bench::new(1) else { return };
-    // All of it, so that nothing can be brought there.
-    let options = AllocOptions { tier: Some(TierName::Fast), ..AllocOptions::default() };
-    let mut held = Vec::new();
-    while let Ok(block) = bench.pool.malloc(SLOT_BYTES, SLOT_BYTES, options) {
-        held.push(block);
-    }
+    // All of both, so that nothing can be brought there, and nothing goes.
+    let mut held = bench.fill(TierName::Fast);
+    held.extend(bench.fill(TierName::Slow));
     assert_eq!(bench.protect(libc::PROT_READ, 0, PAGE_SIZE), Err(libc::ENOMEM));
     assert_eq!(bench.advise(libc::MADV_DONTDUMP, 0, PAGE_SIZE), Err(libc::EAGAIN));
     bench.write(0, 3);
@@ -174,6 +177,27 @@ fn without_room_in_dram_the_answer_is_true_and_nothing_changes() {
     assert_eq!(bench.call(MemoryCall::Unlock, 0, PAGE_SIZE), Ok(()));
     assert_eq!(bench.send(0, TierName::Fast), Outcome::Moved);
     assert_eq!(bench.byte(0), 3);
+}
+
+#[test]
+fn room_is_made_in_dram_for_what_has_to_be_there() {
+    let Some(bench) = Bench::new(3) else { return };
+    let held = bench.fill(TierName::Fast);
+    let pinned = held[0];
+    bench.pool.pin(pinned.as_ptr(), 1).unwrap();
+    let is_fast = |block: &NonNull<u8>| bench.pool.where_is(block.as_ptr()).unwrap().tier_name == "fast";
+    bench.write(SLOT_BYTES, 3);
+    // A page of each of two slots, so two have to go.
+    assert_eq!(bench.protect(libc::PROT_READ, SLOT_BYTES - PAGE_SIZE, 2 * PAGE_SIZE), Ok(()));
+    assert_eq!([0, 1, 2].map(|slot| bench.tier(slot)), ["fast", "fast", "slow"]);
+    assert_eq!(bench.byte(SLOT_BYTES), 3);
+    assert_eq!(held.iter().filter(|block| !is_fast(block)).count(), 2, "as many as there was no room for");
+    assert!(is_fast(&pinned), "what is pinned stays");
+    bench.protect(RW, 0, 2 * SLOT_BYTES).unwrap();
+    held.into_iter().for_each(|block| {
+        // SAFETY: each was just made and is freed once.
+        unsafe { bench.pool.free(block) }.unwrap();
+    });
 }
 
 #[test]

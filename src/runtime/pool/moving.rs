@@ -4,10 +4,12 @@ use super::Pool;
 use crate::policy::TierName;
 use crate::runtime::config::Migrate;
 use crate::runtime::error::MigrateError;
-use crate::runtime::migration::{self, MigrationCounts, MigrationStats, Request, Ticket};
+use crate::runtime::migration::{self, MigrationCounts, MigrationStats, Outcome, Request, Ticket};
+use crate::space::SlotState;
 use crate::sync::service;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 impl Pool {
@@ -53,6 +55,22 @@ impl Pool {
             migration::submit(Arc::clone(&request), workers)?;
             Ok(Ticket::new(request))
         })
+    }
+
+    /// Makes room for a slot in the fast tier, by sending one to the slow tier that is not `kept`. Returns whether it did.
+    pub(in super::super) fn make_room(&self, kept: &Range<usize>) -> bool {
+        /// The last slot that was sent away, so that the next is another one. Relaxed: a hint.
+        static LAST: AtomicUsize = AtomicUsize::new(0);
+        let tiers = &self.inner.tiers;
+        let may_go = |index: usize, state: &SlotState| {
+            let is_fast = state.folio.is_some_and(|raw| tiers.tier_of(raw.pgmap()) == Some(0));
+            is_fast && state.pins == 0 && !state.has_attributes() && !kept.contains(&index)
+        };
+        let found = service::run(|| self.inner.space.find_slot(LAST.load(Ordering::Relaxed), may_go));
+        let Some(index) = found else { return false };
+        LAST.store(index, Ordering::Relaxed);
+        let sent = self.migrate(self.inner.space.slot_address(index).as_ptr(), 1, TierName::Slow);
+        sent.is_ok_and(|counts| counts.get(Outcome::Moved) == 1)
     }
 
     /// Says in which tier a range is wanted: it is moved there in the background as far as possible. Nothing moves by
