@@ -1,7 +1,7 @@
 /* Runs under libdaxtier_preload.so with two tiers: all of malloc's memory moves to and fro, all the time, while threads begin
  * and end, fork, execute and take signals. Every slot may be blank when the library's threads run; were one of them to
  * touch memory of the program, nothing would go on. */
-#define _GNU_SOURCE
+#define _POSIX_C_SOURCE 200809L
 #include "check.h"
 
 #include <pthread.h>
