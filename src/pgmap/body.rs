@@ -107,7 +107,7 @@ impl Body {
             })?,
             prezeroed: Prezeroed::new(),
             retains_memory: options.retain_memory,
-            counters: CachePadded::default(),
+            counters: CachePadded::new(Counters::new()?),
             is_dead: AtomicBool::new(false),
             is_forked: AtomicBool::new(false),
             device,

@@ -2,7 +2,7 @@
 //!
 //! Nothing here allocates after construction, and nothing calls libc beyond the futex and madvise wrappers of
 //! `sys`. [`Mutex`] is a futex lock, [`gate`] keeps threads out of what a fork must find whole, [`PercpuRef`] a reference count whose live path touches one line per
-//! processor, [`LazySlice`] an array whose memory appears where it is used, [`bell`] wakes a thread that does the others' work.
+//! processor, [`percpu_sums`] are statistics that touch as little, [`LazySlice`] is an array whose memory appears where it is used, [`bell`] wakes a thread that does the others' work.
 //!
 //! [`atomic`] is the one place that swaps the standard atomics for loom's: build with `--cfg loom` to
 //! model-check. Uses `sys`; used by everything above it.
@@ -12,6 +12,7 @@ pub(crate) mod gate;
 pub(crate) mod lazy_slice;
 pub(crate) mod mutex;
 pub(crate) mod percpu_ref;
+pub(crate) mod percpu_sums;
 #[cfg_attr(loom, path = "rseq/model.rs")]
 pub(crate) mod rseq;
 pub(crate) mod service;
