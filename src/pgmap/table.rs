@@ -2,7 +2,8 @@
 //!
 //! A [`FolioTable`] has a [`Block`] of one cache line per 2 MiB, and a word per page that exists only while its
 //! block is *split*, that is, while folios below 2 MiB live in it. One block's page words fill exactly one page
-//! of a reserved array: they appear on first touch and are given back when the block is wholly idle again.
+//! of a reserved array: they appear on first touch and are given back when the block is wholly idle again, all but those of
+//! the last few such blocks.
 //! `word` has the transitions; the pgmap brings references, offsets and callbacks. Uses `sync`.
 //!
 //! Progress: get and every put but the last are lock-free on the head's word. Request, the last put and
@@ -83,7 +84,13 @@ pub(crate) struct FolioTable {
     user_blocks: AtomicU64,
     /// Pages that were quarantined. Grows only.
     quarantined_pages: AtomicU64,
+    /// Blocks that ceased to be split and whose page words were not given back yet, by number, plus 1.
+    kept: [AtomicU64; NR_KEPT],
 }
+
+/// How many blocks keep their page words, so that a lone small folio that comes and goes has no page made and given back
+/// each time.
+const NR_KEPT: usize = if cfg!(loom) { 1 } else { 8 };
 
 /// What a put left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +128,7 @@ impl FolioTable {
             split_blocks: AtomicU64::new(0),
             user_blocks: AtomicU64::new(0),
             quarantined_pages: AtomicU64::new(0),
+            kept: std::array::from_fn(|_| AtomicU64::new(0)),
         })
     }
 
@@ -315,19 +323,18 @@ impl FolioTable {
         state.used_pages -= order.nr_pages() as u16;
         if state.used_pages == 0 {
             self.unsplit(index, block);
+            drop(state);
+            self.keep_words_of(index);
         }
         PutOutcome::Freed { order, user }
     }
 
-    /// Gives the page words of a block back that has no page in use. Its lock is held.
+    /// Ends a block's being split: it has no page in use. Its lock is held. The page words are all 0, and are not given
+    /// back here.
     fn unsplit(&self, index: u64, block: &Block) {
         // Release: a lock-free reader that sees idle does not look at the page words.
         block.word.store(Word::IDLE.0, Ordering::Release);
-        let pages = index * BLOCK_PAGES..((index + 1) * BLOCK_PAGES).min(self.nr_pages);
-        let pages = pages.start as usize..pages.end as usize;
-        // SAFETY: the block's lock is held and no page of it is in use, so nobody writes to its words (I1, I2);
-        // a late reader with a stale reference reads idle words, before or after.
-        unsafe { self.words.give_back(pages.clone()) };
+        let pages = self.pages_of(index);
         self.split_blocks.fetch_sub(1, Ordering::Relaxed);
         // Relaxed: all holders are gone, and we acquired their puts.
         if block.has_users.swap(0, Ordering::Relaxed) != 0 {
@@ -335,6 +342,31 @@ impl FolioTable {
             unsafe { self.users.give_back(pages) };
             self.user_blocks.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Keeps the page words of a block that is no longer split, and gives those back that were kept in its place. No lock
+    /// is held.
+    fn keep_words_of(&self, index: u64) {
+        let kept = &self.kept[index as usize % NR_KEPT];
+        // Relaxed: a number; what it stands for is looked at under the block's lock.
+        if kept.load(Ordering::Relaxed) == index + 1 {
+            return;
+        }
+        let Some(before) = kept.swap(index + 1, Ordering::Relaxed).checked_sub(1) else { return };
+        let block = self.block(before);
+        let _state = block.state.lock();
+        // Relaxed: under the lock (I1). A block that is split again will be kept again.
+        if Word(block.word.load(Ordering::Relaxed)).kind() != Kind::Split {
+            // SAFETY: the block's lock is held and it is not split, so nobody writes to its page words, and they are 0
+            // (I2, I3); a late reader with a stale reference reads idle words, before or after.
+            unsafe { self.words.give_back(self.pages_of(before)) };
+        }
+    }
+
+    /// Returns the places of a block's page words.
+    fn pages_of(&self, index: u64) -> Range<usize> {
+        let pages = index * BLOCK_PAGES..((index + 1) * BLOCK_PAGES).min(self.nr_pages);
+        pages.start as usize..pages.end as usize
     }
 
     /// Ends a folio of whole blocks whose head the caller just made idle, under the locks.
