@@ -14,7 +14,7 @@
 use super::extent::Locked;
 use super::geometry::WORD_ORDER;
 use super::search::Wanted;
-use super::{DECIDING, OffsetAllocator};
+use super::{DECIDING, Freed, OffsetAllocator};
 use crate::sync::atomic::{Ordering, fence};
 use crate::units::Order;
 
@@ -36,6 +36,7 @@ impl OffsetAllocator {
         if !self.magazines.can_empty() {
             return;
         }
+        self.note_tidy(Freed::Word);
         for (cpu, class, which, unit, _) in self.magazines.slots() {
             if class.extent_of(unit) == extent.index
                 && let Some((unit, mask)) = self.magazines.empty(cpu, class, which)
@@ -79,6 +80,7 @@ impl OffsetAllocator {
             let extents = self.extents();
             extents.clone().for_each(|index| self.header(index).lock_raw());
             if self.magazines.can_empty() {
+                self.note_tidy(Freed::Word);
                 for (cpu, class, which, unit, _) in self.magazines.slots() {
                     if let Some((_, mask)) = self.magazines.empty(cpu, class, which) {
                         self.adopt(class.extent_of(unit)).give_unit(class, unit, mask);

@@ -21,7 +21,7 @@ use super::geometry::{
     BLOCK_ORDER, BLOCK_PAGES, Class, EXTENT_ORDER, WORD_ORDER, WORD_PAGES, locate, run_mask,
 };
 use super::magazine::FREED;
-use super::{OffsetAllocator, OffsetError, region};
+use super::{Freed, OffsetAllocator, OffsetError, region};
 use crate::sync::atomic::Ordering;
 #[cfg(loom)]
 use crate::sync::atomic::fence;
@@ -36,7 +36,24 @@ impl OffsetAllocator {
     #[inline]
     pub fn free(&self, offset: u64, order: Order) -> Result<(), OffsetError> {
         self.check(offset, order)?;
-        match Class::of(order) {
+        let class = Class::of(order);
+        #[cfg(not(loom))]
+        let given =
+            class.map(|class| self.magazines.give_at_once(class, offset, || self.is_taken(class, offset)));
+        #[cfg(loom)]
+        let given = class.map(|_| None);
+        match given {
+            Some(Some(true)) => Ok(()),
+            Some(None) => self.free_anyhow(offset, order, class),
+            _ => self.free_missed(offset, order, class),
+        }
+    }
+
+    /// Gives a run back when a section failed, or there are none.
+    #[cold]
+    #[inline(never)]
+    fn free_anyhow(&self, offset: u64, order: Order, class: Option<Class>) -> Result<(), OffsetError> {
+        match class {
             Some(class) if self.magazines.give(class, offset, || self.is_taken(class, offset)) => Ok(()),
             class => self.free_missed(offset, order, class),
         }
@@ -80,6 +97,7 @@ impl OffsetAllocator {
         if old == mask && words.is_block_free(page / BLOCK_PAGES) {
             self.lock(index).settle_late(page / BLOCK_PAGES);
         }
+        self.note_tidy(if old == mask { Freed::Word } else { Freed::Run(order.get()) });
         order_in_models();
         self.note_freed();
         true
@@ -105,6 +123,7 @@ impl OffsetAllocator {
         } else {
             extent.give_run(page, actual);
         }
+        self.note_tidy(extent.freed_at(page, actual));
         self.note_freed();
         if let Some(class) = adopts
             && let Some(unit) = extent.adopt_unit(class, page)
@@ -121,6 +140,7 @@ impl OffsetAllocator {
         if !self.region_of(first).update(|word| region::give(word, first % 8, level)) {
             return Err(OffsetError::NotAllocated { offset });
         }
+        self.note_tidy(Freed::Word);
         self.note_freed();
         Ok(())
     }

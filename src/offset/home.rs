@@ -115,3 +115,71 @@ impl Locked<'_> {
         header.is_claimed = false;
     }
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use super::*;
+    use crate::offset::{Lifetime, OffsetAllocator};
+    use crate::sync::atomic::Ordering;
+    use crate::units::Order;
+
+    fn allocator() -> OffsetAllocator {
+        let offsets = OffsetAllocator::new(1 << 15, Order::PAGE).expect("room");
+        offsets.add_extent(0).expect("absent");
+        offsets
+    }
+
+    #[test]
+    fn an_owner_at_work_keeps_an_extent_and_one_that_is_gone_loses_it() {
+        let offsets = allocator();
+        let page = offsets.alloc(Order::PAGE, Lifetime::Short).expect("free");
+        let mut extent = offsets.lock(0);
+        extent.set_owner(Owner::of_cpu(0));
+        // The page may have been this processor's first.
+        offsets.magazines.set_visits(1, Visits { left: 0, every: Visits::LEAST });
+        for _ in 0..3 {
+            extent.note_taker(1);
+            assert_eq!(extent.header().owner, Owner::of_cpu(0));
+            extent.note_taker(0);
+        }
+        assert_eq!(offsets.magazines.visits(1), Visits { left: 128, every: 128 }, "rarer each time");
+        extent.note_taker(1);
+        extent.note_taker(1);
+        assert_eq!(extent.header().owner, Owner::of_cpu(1));
+        assert_eq!(offsets.magazines.visits(1).left, 0, "the next search looks for more");
+        drop(extent);
+        assert!(Owner::of_cpu(0).is_kept_out(offsets.flags(0).load(Ordering::Relaxed)));
+        offsets.free(page, Order::PAGE).expect("ours");
+        assert!(offsets.is_extent_idle(0));
+        offsets.remove_extent(0).expect("idle");
+        assert!(!Owner::of_cpu(0).is_kept_out(offsets.flags(0).load(Ordering::Relaxed)));
+    }
+
+    #[test]
+    fn a_processor_visits_now_and_then() {
+        let offsets = allocator();
+        let visits = (0..170).filter(|_| offsets.magazines.is_visit(0)).count();
+        assert_eq!(visits, 10);
+    }
+
+    #[test]
+    fn processors_take_from_extents_of_their_own() {
+        let offsets = OffsetAllocator::new(4 << 15, Order::PAGE).expect("room");
+        (0..4).for_each(|index| offsets.add_extent(index).expect("absent"));
+        // As if a processor that no thread runs on had all but the third.
+        for index in [0, 1, 3] {
+            let first = (index as u64) << 15;
+            offsets.reserve(first, Order::PAGE).expect("free");
+            offsets.lock(index).set_owner(Owner::of_cpu(250));
+        }
+        // No magazine holds runs of this order.
+        let order = Order::new(10).expect("an order");
+        let search = || offsets.alloc(order, Lifetime::Short).expect("free") >> 15;
+        let found: Vec<u64> = (0..8).map(|_| search()).collect();
+        // Each processor's first search visits; the thread may have been moved.
+        assert!(found.iter().filter(|&&index| index == 2).count() >= 4, "{found:?}");
+        assert!(!found.contains(&1) && !found.contains(&3), "{found:?}");
+        offsets.validate().expect("consistent");
+    }
+}

@@ -73,6 +73,9 @@ pub(super) struct Magazines {
     nr_cpus: usize,
     #[cfg_attr(loom, expect(dead_code, reason = "models have one way only"))]
     step: Step,
+    /// On how many magazines sections work: all, or none, where every one fails.
+    #[cfg(not(loom))]
+    nr_in_sections: u32,
     /// Not 0: no slot changes, but by who closed them.
     closed: AtomicU32,
     /// Not 0: closing them last time stopped everybody. Written by who closes them.
@@ -89,6 +92,20 @@ pub(super) fn slot(unit: u64, mask: u32) -> Option<u64> {
     (unit < u64::from(u32::MAX)).then(|| (unit + 1) << 32 | u64::from(mask))
 }
 
+/// Returns the unit of a run, and its bit in the mask.
+#[inline]
+fn unit_and_bit(class: Class, offset: u64) -> (u64, u64) {
+    (offset >> class.unit_order(), 1 << (offset >> class.order() & ((1 << UNIT_ORDER) - 1)))
+}
+
+/// Returns the offset of the first run that a slot holds. It holds one.
+#[inline]
+fn first_run(class: Class, slot: u64) -> u64 {
+    // The lowest bit is a mask bit, because the mask is not 0.
+    let run = (((slot >> 32) - 1) << UNIT_ORDER) + u64::from(slot.trailing_zeros());
+    run << class.order()
+}
+
 impl Magazines {
     /// Makes empty magazines for `nr_cpus` processors, a power of two.
     pub(super) fn new(nr_cpus: usize, step: Step) -> Result<Magazines, SysError> {
@@ -97,6 +114,8 @@ impl Magazines {
             array: LazySlice::populated(nr_cpus)?,
             nr_cpus,
             step,
+            #[cfg(not(loom))]
+            nr_in_sections: if step == Step::Section { nr_cpus as u32 } else { 0 },
             closed: AtomicU32::new(0),
             is_still: AtomicU32::new(0),
         })
@@ -140,7 +159,52 @@ impl Magazines {
         let first = std::ptr::NonNull::from(self.word(0, index));
         const SHIFT: u32 = size_of::<Magazine>().ilog2();
         // SAFETY: the elements are `nr_cpus` magazines, populated at construction, which live as long as we do.
-        unsafe { rseq::exchange_unless_closed::<SHIFT>(first, self.nr_cpus as u32, &self.closed, old, new) }
+        unsafe { rseq::exchange_unless_closed::<SHIFT>(first, self.nr_in_sections, &self.closed, old, new) }
+    }
+
+    /// As [`take`](Magazines::take), by one section, if that succeeds at once.
+    #[cfg(not(loom))]
+    #[inline]
+    pub(super) fn take_at_once(
+        &self,
+        class: Class,
+        which: usize,
+        is_taken: impl Fn(u64) -> bool,
+    ) -> Option<u64> {
+        let index = class.index() * STRIDE + which;
+        // Relaxed: the section orders.
+        let old = self.word(rseq::element(self.nr_cpus)?, index).load(Ordering::Relaxed);
+        if old as u32 == 0 {
+            return None;
+        }
+        let offset = first_run(class, old);
+        let is_good = is_taken(offset);
+        (is_good && self.exchange_in_section(index, old, old & (old - 1))).then_some(offset)
+    }
+
+    /// As [`give`](Magazines::give), by one section. `None` when that did not succeed at once, and may yet.
+    #[cfg(not(loom))]
+    #[inline]
+    pub(super) fn give_at_once(
+        &self,
+        class: Class,
+        offset: u64,
+        is_taken: impl FnOnce() -> bool,
+    ) -> Option<bool> {
+        let (unit, bit) = unit_and_bit(class, offset);
+        let cpu = rseq::element(self.nr_cpus)?;
+        for which in 0..SLOTS {
+            let index = class.index() * STRIDE + which;
+            // Relaxed: the section orders.
+            let old = self.word(cpu, index).load(Ordering::Relaxed);
+            if old >> 32 == unit + 1 {
+                if old & bit != 0 || !is_taken() {
+                    return Some(false);
+                }
+                return self.exchange_in_section(index, old, old | bit).then_some(true);
+            }
+        }
+        Some(false)
     }
 
     /// Takes a run off the slot of a lifetime, and returns its offset. `is_taken` says whether a run is still marked
@@ -154,10 +218,8 @@ impl Magazines {
             if old as u32 == 0 {
                 return None;
             }
-            let run = (((old >> 32) - 1) << UNIT_ORDER) + u64::from(old.trailing_zeros());
-            let offset = run << class.order();
+            let offset = first_run(class, old);
             let is_good = is_taken(offset);
-            // The lowest bit is a mask bit, because the mask is not 0.
             if self.exchange(cpu, class, which, old, old & (old - 1)) && is_good {
                 return Some(offset);
             }
@@ -169,8 +231,7 @@ impl Magazines {
     /// taken or is held already: that is for the lock to decide.
     #[inline]
     pub(super) fn give(&self, class: Class, offset: u64, is_taken: impl FnOnce() -> bool) -> bool {
-        let unit = offset >> class.unit_order();
-        let bit = 1u64 << (offset >> class.order() & ((1 << UNIT_ORDER) - 1));
+        let (unit, bit) = unit_and_bit(class, offset);
         let cpu = current_cpu();
         for which in 0..SLOTS {
             // Relaxed: `exchange` orders.
@@ -228,8 +289,7 @@ impl Magazines {
     /// Returns whether a magazine holds the run at `offset`. Exact while the extent's lock is held, but for runs that
     /// are given back at this very instant.
     pub(super) fn holds(&self, class: Class, offset: u64) -> bool {
-        let unit = offset >> class.unit_order();
-        let bit = 1 << (offset >> class.order() & ((1 << UNIT_ORDER) - 1));
+        let (unit, bit) = unit_and_bit(class, offset);
         (0..self.nr_cpus).any(|cpu| {
             (0..SLOTS).any(|which| {
                 // Acquire: as in `slots`.

@@ -66,7 +66,7 @@ use crate::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, AtomicUsize, Ordering}
 use crate::sync::{LazySlice, Mutex};
 use crate::units::{MAX_ORDER, Order};
 use extent::{Header, Locked};
-use geometry::{BLOCK_PAGES, Class, locate};
+use geometry::{BLOCK_ORDER, BLOCK_PAGES, Class, locate};
 use magazine::{Magazines, Step};
 use split::{Heads, Tags, Words};
 
@@ -108,6 +108,9 @@ pub struct OffsetAllocator {
     high: AtomicUsize,
     /// The lowest order of which nothing is free, as far as is known (I6); above all orders when nothing is known.
     exhausted: AtomicU8,
+    /// A bit for each order below a block's of which no free run was found but in words of other orders. A hint: what is
+    /// freed clears it, and may come before it is set.
+    untidy: AtomicU16,
     /// Per extent, what searches find there, and whose it is: see `extent` and `home`. Written under the extent's
     /// lock; read without it.
     flags: LazySlice<AtomicU16>,
@@ -152,6 +155,7 @@ impl OffsetAllocator {
             nr_extents,
             high: AtomicUsize::new(0),
             exhausted: AtomicU8::new(NOTHING_KNOWN),
+            untidy: AtomicU16::new(0),
             flags: LazySlice::populated(nr_extents)?,
             headers: LazySlice::populated(nr_extents)?,
             wholes: LazySlice::populated(nr_extents)?,
@@ -220,6 +224,7 @@ impl OffsetAllocator {
         // Release: pairs with the Acquire of searches.
         self.high.fetch_max(index + 1, Ordering::Release);
         extent.start(nr_pages);
+        self.note_tidy(Freed::Word);
         self.note_freed();
         Ok(())
     }
@@ -399,6 +404,40 @@ impl OffsetAllocator {
         if self.exhausted.load(Ordering::SeqCst) != NOTHING_KNOWN {
             self.exhausted.swap(NOTHING_KNOWN, Ordering::SeqCst);
         }
+    }
+}
+
+/// What was freed, as far as it matters to searches that would mix orders in a word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Freed {
+    /// A run, in a word that others still hold pages of.
+    Run(u8),
+    /// A word or more, or it was not looked at.
+    Word,
+}
+
+impl OffsetAllocator {
+    /// Says that there may be a tidy place again.
+    #[inline]
+    fn note_tidy(&self, freed: Freed) {
+        // Relaxed: a hint.
+        if self.untidy.load(Ordering::Relaxed) != 0 {
+            match freed {
+                Freed::Run(order) => self.untidy.fetch_and(!(1 << order), Ordering::Relaxed),
+                Freed::Word => self.untidy.swap(0, Ordering::Relaxed),
+            };
+        }
+    }
+
+    /// Notes that nothing of `order` is free but in words of other orders.
+    fn note_untidy(&self, order: u8) {
+        // Relaxed: a hint.
+        self.untidy.fetch_or(1 << order, Ordering::Relaxed);
+    }
+
+    fn is_untidy(&self, order: u8) -> bool {
+        // Relaxed: a hint.
+        order < BLOCK_ORDER && self.untidy.load(Ordering::Relaxed) >> order & 1 != 0
     }
 }
 

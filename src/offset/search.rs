@@ -6,7 +6,7 @@ use super::geometry::{
 };
 use super::home::Owner;
 use super::magazine::{EMPTY, FREED, current_cpu, held, slot};
-use super::{Lifetime, OffsetAllocator, OffsetError, region};
+use super::{Freed, Lifetime, OffsetAllocator, OffsetError, region};
 use crate::sync::atomic::Ordering;
 use crate::units::Order;
 
@@ -50,13 +50,14 @@ impl OffsetAllocator {
             return Err(OffsetError::OrderTooSmall { order, min_order: self.min_order });
         }
         let wanted = Wanted::new(order, lifetime);
+        #[cfg(not(loom))]
         if let Some(class) = wanted.class
             && let Some(offset) =
-                self.magazines.take(class, wanted.which(), |offset| self.is_taken(class, offset))
+                self.magazines.take_at_once(class, wanted.which(), |offset| self.is_taken(class, offset))
         {
             return Ok(offset);
         }
-        self.alloc_slow(wanted)
+        self.alloc_missed(wanted)
     }
 
     /// Takes up to `count` runs of 2^order pages, passes each offset to `out` (with no lock held) and returns
@@ -83,8 +84,14 @@ impl OffsetAllocator {
 
     #[cold]
     #[inline(never)]
-    fn alloc_slow(&self, wanted: Wanted) -> Result<u64, OffsetError> {
+    fn alloc_missed(&self, wanted: Wanted) -> Result<u64, OffsetError> {
         let order = wanted.order;
+        if let Some(class) = wanted.class
+            && let Some(offset) =
+                self.magazines.take(class, wanted.which(), |offset| self.is_taken(class, offset))
+        {
+            return Ok(offset);
+        }
         // SeqCst: see `drain`.
         if order.get() >= self.exhausted.load(Ordering::SeqCst) {
             return Err(OffsetError::Exhausted { order, free_pages: self.free_pages() });
@@ -127,6 +134,9 @@ impl OffsetAllocator {
         if is_emptied {
             extent.give_unit(class, unit, mask);
             if mask != 0 {
+                let (_, first) = locate(unit << class.unit_order());
+                let is_small = class.unit_order() <= WORD_ORDER;
+                self.note_tidy(if is_small { extent.freed_at(first, class.order()) } else { Freed::Word });
                 self.note_freed();
             }
         }
@@ -139,7 +149,13 @@ impl OffsetAllocator {
         let cpu = current_cpu();
         let kept = wanted.class.and_then(|class| self.retire(class, wanted.which()));
         let mut search = Search { offsets: self, wanted, way: Way::Usual, cpu, me: None, kept };
-        if wanted.order.get() > EXTENT_ORDER || self.magazines.is_visit(cpu) {
+        let order = wanted.order.get();
+        if self.is_untidy(order)
+            && let Some(offset) = search.run_untidily()
+        {
+            return Some(offset);
+        }
+        if order > EXTENT_ORDER || self.magazines.is_visit(cpu) {
             return search.run();
         }
         search.me = Some(Owner::of_cpu(cpu));
@@ -300,7 +316,16 @@ impl Search<'_> {
         if order >= BLOCK_ORDER {
             return found;
         }
-        found.or_else(|| self.in_extents(Place::Split, |_, extent| extent.take_run(order, u64::MAX, true)))
+        found.or_else(|| {
+            self.offsets.note_untidy(order);
+            self.run_untidily()
+        })
+    }
+
+    /// Takes a run wherever there is one in a split block.
+    fn run_untidily(&mut self) -> Option<u64> {
+        let order = self.wanted.order.get();
+        self.in_extents(Place::Split, |_, extent| extent.take_run(order, u64::MAX, true))
     }
 
     /// As [`run`](Search::run), but mixes no orders in a word.

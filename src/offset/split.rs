@@ -9,6 +9,7 @@
 //! One bit and an eighth a page could not tell any mix of orders apart: a block of 2^k pages has A(k) = 1 + A(k-1)^2
 //! states, A(0) = 2, which comes to 1.18 bits a page.
 
+use super::Freed;
 use super::extent::{Locked, Unit};
 use super::geometry::{
     BLOCK_ORDER, BLOCK_PAGES, BLOCK_WORDS, Class, EXTENT_BLOCKS, EXTENT_WORDS, UNIT_ORDER, WORD_ORDER,
@@ -460,6 +461,12 @@ impl Locked<'_> {
             self.words().give(first, mask);
         }
         self.settle(page / BLOCK_PAGES);
+    }
+
+    /// Says what a free of a run of `order` at `page` has left.
+    pub(super) fn freed_at(&self, page: usize, order: u8) -> Freed {
+        let is_word = order >= WORD_ORDER || self.is_free(page / WORD_PAGES);
+        if is_word { Freed::Word } else { Freed::Run(order) }
     }
 
     /// Counts pages and checks tags and heads of a split block; returns an error's name.

@@ -487,3 +487,31 @@ fn freed_halves_serve_a_whole_again() {
     pages.iter().rev().for_each(|&page| offsets.free(page, order(0)).expect("ours"));
     assert_eq!(offsets.alloc(order(15), Lifetime::Short), Ok(0));
 }
+
+/// Searches that found nothing of an order but in words of other orders do not look through all words again, until a word
+/// of their own comes free.
+#[test]
+fn what_is_free_in_words_of_other_orders_is_found_and_left_again() {
+    let offsets = with_extents(EXTENT_PAGES, 1);
+    // Every word is full of pairs, and one pair in each is given back.
+    for pair in (0..EXTENT_PAGES).step_by(2) {
+        offsets.reserve(pair, order(1)).expect("free");
+    }
+    for pair in (0..EXTENT_PAGES).step_by(64) {
+        offsets.free(pair, order(1)).expect("ours");
+    }
+    let first = offsets.alloc(order(0), Lifetime::Short).expect("half a pair is free");
+    assert_eq!(first, 0);
+    assert!(offsets.is_untidy(0));
+    assert_eq!(offsets.alloc(order(0), Lifetime::Short), Ok(1));
+    assert_eq!(offsets.alloc(order(0), Lifetime::Short), Ok(64));
+    // Pairs that come free change nothing, until all of a word has. Two in a row would go to a magazine.
+    for pair in (EXTENT_PAGES - 62..EXTENT_PAGES).step_by(2) {
+        assert!(offsets.is_untidy(0));
+        offsets.free(pair - 64, order(1)).expect("ours");
+        offsets.free(pair, order(1)).expect("ours");
+    }
+    assert!(!offsets.is_untidy(0));
+    assert_eq!(offsets.alloc(order(0), Lifetime::Short), Ok(EXTENT_PAGES - 128));
+    offsets.validate().expect("consistent");
+}

@@ -118,6 +118,22 @@ pub(crate) fn current_cpu() -> usize {
     number.unwrap_or_else(cpu::current)
 }
 
+/// Returns the number of the processor that runs the calling thread, for an array of `len` elements on which a section is
+/// about to work, `len` a power of two. `None` when no section was ever tried or none succeeds; any element's number when
+/// the section will fail. Calls nothing, so that a function that ends with the section need not either.
+#[inline(always)]
+pub(crate) fn element(len: usize) -> Option<usize> {
+    debug_assert!(len.is_power_of_two());
+    // Relaxed: every thread that looks finds the same.
+    let area = AREA.load(Ordering::Relaxed);
+    if area & !1 == 0 {
+        return None;
+    }
+    // SAFETY: `find_area` found that every thread has an area.
+    let cpu = unsafe { arch::cpu_id(area) };
+    Some(cpu as usize & (len - 1))
+}
+
 /// Returns the offset of the areas from the thread pointer, if there are any.
 #[inline(always)]
 fn area() -> Option<isize> {
