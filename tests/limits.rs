@@ -94,6 +94,39 @@ fn a_limit_on_data_is_lived_with() {
     }
 }
 
+/// Takes all memory there is, and lets go of most of it.
+const FILL: &str = "
+x = []
+try:
+    while True: x.append(b'1' * 900000)
+except MemoryError: pass
+del x[1:]
+print('filled')
+";
+
+#[test]
+fn what_the_kernel_refuses_is_exhausted_and_the_other_tier_is_used_before() {
+    if program("python3").is_none() {
+        return;
+    }
+    let scratch = Scratch::new();
+    for kib in ["100000", "400000"] {
+        let stats = scratch.path("stats.json");
+        // The limit ends private memory long before the tier is full. It concerns no device, but what the library writes about
+        // each 128 MiB of one.
+        let script = format!("ulimit -d {kib}; exec python3 -c \"$0\"");
+        let output = clean(Command::new(common::daxtier()))
+            .args(["run", "--fast", "1G", "--slow", "emulated:256M"])
+            .arg(format!("--stats={}", stats.display()))
+            .args(["--", "sh", "-c", &script, FILL])
+            .output()
+            .expect("daxtier starts");
+        assert!(output.status.success() && output.stdout == b"filled\n", "{kib}: {}", describe(&output));
+        let stats = common::Stats(std::fs::read_to_string(stats).expect("statistics were written"));
+        assert!(stats.peak_mib("fast") < 500 && stats.peak_mib("slow") >= 120, "{kib}: {}", stats.0);
+    }
+}
+
 #[test]
 fn few_descriptors_are_enough() {
     let work = Work::new();

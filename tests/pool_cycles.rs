@@ -119,9 +119,9 @@ fn ten_thousand_pools_leave_nothing_behind() {
     let after = Process::now();
     let grown = format!("{before:?} became {after:?}");
     // One page lost in each cycle is 40 MiB. Numbers of pgmaps are used in turn, and a table of 512 KiB has an entry for
-    // each; stacks of threads come and go.
+    // each; stacks of threads come and go, and so do the ranges of 64 MiB that the C library reserves for a thread's blocks.
     assert!(after.resident_kib < before.resident_kib + 8192, "{grown}");
-    assert!(after.addresses_kib < before.addresses_kib + 65_536, "{grown}");
+    assert!(after.addresses_kib < before.addresses_kib + 262_144, "{grown}");
     assert!(after.mappings < before.mappings + 30, "{grown}");
     assert_eq!(after.descriptors, before.descriptors, "{grown}");
     assert!(after.threads <= before.threads + 1, "{grown}");

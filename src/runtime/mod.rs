@@ -23,6 +23,7 @@ mod prezero;
 pub mod process;
 pub(crate) mod publish;
 mod report;
+mod reserve;
 pub mod selftest;
 mod source;
 pub mod stats;

@@ -21,7 +21,7 @@
 use super::config::{Config, OnError};
 use super::memory::{self, MemoryCall};
 use super::pool::{AllocOptions, Pool};
-use super::{NotABlock, PoolError, report};
+use super::{NotABlock, PoolError, report, reserve};
 use crate::heap::{self, LARGEST_ARENA_ALIGN};
 use crate::sync::service;
 use crate::sys::{self, environment, errno, stdio};
@@ -90,10 +90,10 @@ fn alloc_otherwise(size: usize, align: usize, zero: bool) -> *mut u8 {
     )
 }
 
-/// Allocates from ordinary memory, for code of the library's own. That can't go on without: when the kernel refuses, the
-/// program ends with a message.
+/// Allocates from ordinary memory, for code of the library's own. That can't go on without: when the kernel refuses, and
+/// the reserve is used up too, the program ends with a message.
 pub fn alloc_private(size: usize, align: usize, zero: bool) -> *mut u8 {
-    match heap::alloc_private(size, align, zero) {
+    match heap::alloc_private(size, align, zero).or_else(|| reserve::take(size, align, zero)) {
         Some(block) => block.as_ptr(),
         None => report::stop_for_want_of_memory(STATE.load(Ordering::Relaxed) == OPENING),
     }
@@ -124,6 +124,10 @@ pub unsafe fn free_or(block: *mut u8, slow: unsafe extern "C" fn(*mut u8)) {
 /// # Safety
 /// If this library allocated it, nobody uses `block` any more.
 pub unsafe fn free(block: NonNull<u8>) -> Result<(), NotABlock> {
+    if reserve::owns(block) {
+        reserve::give(block);
+        return Ok(());
+    }
     if is_private(block.as_ptr()) {
         // SAFETY: a page of the private heap is there; the caller argued the rest.
         unsafe { heap::free_private(block) };
@@ -160,6 +164,9 @@ fn pool_of(block: NonNull<u8>) -> Result<&'static Pool, NotABlock> {
 /// [`NotABlock`] says what is there instead.
 #[inline]
 pub fn usable_size(block: NonNull<u8>) -> Result<usize, NotABlock> {
+    if reserve::owns(block) {
+        return Ok(reserve::len_bytes(block));
+    }
     if is_private(block.as_ptr()) {
         // SAFETY: a page of the private heap is there.
         return Ok(unsafe { heap::block_len(block) });

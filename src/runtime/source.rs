@@ -13,6 +13,7 @@ use crate::policy::{Choice, Placer};
 use crate::space::{SLOT_BYTES, SlotSource};
 use crate::sync::StaticMutex;
 use crate::sync::{Mutex, service};
+use crate::sys::mm::Reservation;
 use crate::tier::Tier;
 use crate::units::Order;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,8 +26,15 @@ pub(super) struct Tiers {
     /// capacity back.
     metadata: Mutex<Vec<Folio>>,
     metadata_bytes: AtomicU64,
+    /// Private memory that nobody uses. It is given back when the kernel refuses more, for what the other tier then writes
+    /// about itself.
+    cushion: Mutex<Option<Reservation>>,
     page: StatsPage,
 }
+
+/// Room for metadata, and for the last slot: where it takes the place of reserved addresses, the kernel lets it
+/// exceed a limit on data (`ulimit -d`) by nearly its length, and then refuses the smallest mapping.
+const CUSHION_BYTES: usize = (1 << 20) + SLOT_BYTES;
 
 /// The books of every open pool. Locked in service only.
 static OPEN: StaticMutex<Vec<Weak<Tiers>>> = StaticMutex::new(Vec::new());
@@ -43,8 +51,15 @@ impl Tiers {
     /// # Errors
     /// The fast tier's refusal when it can't even hold the metadata.
     pub(super) fn open(tiers: Vec<Tier>, page: StatsPage) -> Result<Arc<Tiers>, FolioError> {
-        let tiers =
-            Tiers { tiers, metadata: Mutex::new(Vec::new()), metadata_bytes: AtomicU64::new(0), page };
+        // Where the kernel refuses even that, there is none.
+        let cushion = (tiers.len() > 1).then(|| Reservation::new_mapped(CUSHION_BYTES).ok()).flatten();
+        let tiers = Tiers {
+            tiers,
+            metadata: Mutex::new(Vec::new()),
+            metadata_bytes: AtomicU64::new(0),
+            cushion: Mutex::new(cushion),
+            page,
+        };
         for (at, tier) in tiers.tiers.iter().enumerate() {
             let devices: Vec<&str> = tier.pgmaps().iter().map(|pgmap| pgmap.device().name()).collect();
             tiers.page.describe_tier(at, tier.name(), tier.kind().as_str(), &devices);
@@ -194,6 +209,15 @@ impl SlotSource for PlacedSource {
         let folio = self.placer.next().into_iter().flatten().find_map(|choice| self.tiers.take(choice))?;
         // A refusal leaves the charge short until the next slot, never the slot without its folio.
         let _ = self.tiers.charge_metadata();
+        self.tiers.publish();
+        Some(folio)
+    }
+
+    fn take_elsewhere(&self, refused: &Folio) -> Option<Folio> {
+        let tier = self.tiers.tier_of(refused.info().pgmap)?;
+        self.tiers.cushion.lock().take();
+        let others = self.placer.allowed().into_iter().flatten().filter(|choice| choice.tier != tier);
+        let folio = others.into_iter().find_map(|choice| self.tiers.take(choice))?;
         self.tiers.publish();
         Some(folio)
     }

@@ -58,6 +58,12 @@ pub(crate) trait SlotSource: Sync {
     /// whose neighbour is preferred so that mappings merge.
     fn take(&self, before: Option<RawFolio>) -> Option<Folio>;
 
+    /// Takes a folio for a slot from another tier than that of `refused`, which the kernel does not map: its limits concern
+    /// one kind of memory and not another.
+    fn take_elsewhere(&self, _refused: &Folio) -> Option<Folio> {
+        None
+    }
+
     /// Returns whether `len_bytes` more could be backed as things stand.
     fn has_room(&self, len_bytes: u64) -> bool;
 
@@ -327,18 +333,27 @@ impl Space {
         source: &dyn SlotSource,
         before: Option<RawFolio>,
     ) -> bool {
-        // A device that does not answer is out of the running after its first fault, and so is a damaged folio.
-        while let Some(folio) = source.take(before) {
-            match slot::map(&folio, self.slot_address(index)) {
+        let mut was_refused = false;
+        let mut next = source.take(before);
+        while let Some(folio) = next {
+            next = match slot::map(&folio, self.slot_address(index)) {
                 Ok(mapping) => {
                     state.mapping = mapping;
                     state.dirty = 0;
                     state.folio = Some(folio.into_raw());
                     return true;
                 }
-                Err(MapFault::Lost(error)) => folio.pgmap().clone().note_bus_error(folio, error),
-                Err(MapFault::Refused) => return false,
-            }
+                // A device that does not answer is out of the running after its first fault, and so is a damaged folio.
+                Err(MapFault::Lost(error)) => {
+                    folio.pgmap().clone().note_bus_error(folio, error);
+                    source.take(before)
+                }
+                Err(MapFault::Refused) if was_refused => return false,
+                Err(MapFault::Refused) => {
+                    was_refused = true;
+                    source.take_elsewhere(&folio)
+                }
+            };
         }
         false
     }

@@ -1,6 +1,7 @@
 //! How much fast memory there is to take: the machine's and the control group's word on it.
 //!
-//! [`AvailableMemory`] reads `/proc/meminfo` and the memory limits of every control group that this process is
+//! [`AvailableMemory`] reads `/proc/meminfo`, the kernel's limit on what all may ask for where it has one
+//! (`vm.overcommit_memory` is 2), and the memory limits of every control group that this process is
 //! in (both versions, each up to the root), and [`FastSize::resolve`] turns a share into bytes. Page cache that
 //! a group can drop counts as available, as `MemAvailable` has it for the machine.
 
@@ -20,6 +21,15 @@ pub struct CgroupLimit {
     pub headroom_bytes: u64,
 }
 
+/// What all processes together may ask for: the kernel refuses more, in use or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitLimit {
+    /// The limit (`CommitLimit`).
+    pub limit_bytes: u64,
+    /// What may still be asked for.
+    pub left_bytes: u64,
+}
+
 /// What memory there is. A figure that could not be read is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AvailableMemory {
@@ -29,6 +39,8 @@ pub struct AvailableMemory {
     pub available_bytes: Option<u64>,
     /// The limit of the control group with the least headroom, where there is one.
     pub group: Option<CgroupLimit>,
+    /// The kernel's limit on what is asked for, where it has one.
+    pub commit: Option<CommitLimit>,
 }
 
 impl AvailableMemory {
@@ -39,17 +51,26 @@ impl AvailableMemory {
             let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
             line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
         };
+        let is_strict =
+            || read_text(&root.join("proc/sys/vm/overcommit_memory")).is_some_and(|mode| mode.trim() == "2");
+        let commit = kib("CommitLimit").zip(kib("Committed_AS")).filter(|_| is_strict());
         AvailableMemory {
             total_bytes: kib("MemTotal"),
             available_bytes: kib("MemAvailable"),
             group: groups(root).into_iter().min_by_key(|group| group.headroom_bytes),
+            commit: commit.map(|(limit_bytes, asked_bytes)| CommitLimit {
+                limit_bytes,
+                left_bytes: limit_bytes.saturating_sub(asked_bytes),
+            }),
         }
     }
 
-    /// Returns what can be taken now: the smaller of what is available and the group's headroom.
+    /// Returns what can be taken now: the smallest of what is available, the group's headroom and what the kernel lets
+    /// processes ask for.
     pub fn usable_bytes(&self) -> Option<u64> {
         let headroom = self.group.as_ref().map(|group| group.headroom_bytes);
-        self.available_bytes.into_iter().chain(headroom).min()
+        let commit = self.commit.map(|commit| commit.left_bytes);
+        self.available_bytes.into_iter().chain(headroom).chain(commit).min()
     }
 
     /// Returns what could be taken at best, and whose limit that is.
@@ -58,7 +79,10 @@ impl AvailableMemory {
         let group = self.group.as_ref().map(|group| {
             (group.limit_bytes, format!("the memory limit of the control group {},", group.group.display()))
         });
-        machine.into_iter().chain(group).min_by_key(|(bytes, _)| *bytes)
+        let commit = self.commit.map(|commit| {
+            (commit.limit_bytes, "the commit limit of this machine (vm.overcommit_memory is 2),".to_owned())
+        });
+        machine.into_iter().chain(group).chain(commit).min_by_key(|(bytes, _)| *bytes)
     }
 }
 

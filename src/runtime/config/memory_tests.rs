@@ -157,3 +157,24 @@ fn this_machine_can_be_read() {
     assert!(memory.available_bytes <= memory.total_bytes && memory.available_bytes > Some(0));
     assert!(FastSize::Percent(100).resolve(&memory).unwrap() <= memory.usable_bytes().unwrap());
 }
+
+#[test]
+fn where_the_kernel_refuses_what_it_could_not_keep_that_limit_counts() {
+    let meminfo = "MemTotal: 16777216 kB\nMemAvailable: 10485760 kB\nCommitLimit: 8388608 kB\nCommitted_AS: 6291456 kB\n";
+    let machine = |mode: &str| {
+        Machine::new(
+            &format!("commit{mode}"),
+            &[("proc/meminfo", meminfo), ("proc/sys/vm/overcommit_memory", &format!("{mode}\n"))],
+        )
+        .read()
+    };
+    for mode in ["0", "1"] {
+        assert_eq!((machine(mode).commit, machine(mode).usable_bytes()), (None, Some(10 * G)));
+    }
+    let strict = machine("2");
+    assert_eq!(strict.commit, Some(CommitLimit { limit_bytes: 8 * G, left_bytes: 2 * G }));
+    assert_eq!(FastSize::Percent(50).resolve(&strict), Ok(G));
+    assert_eq!(FastSize::Bytes(8 * G).resolve(&strict), Ok(8 * G), "others may give theirs back");
+    let error = FastSize::Bytes(9 * G).resolve(&strict).unwrap_err().to_string();
+    assert!(error.contains("the commit limit of this machine") && error.contains("8 GiB"), "{error}");
+}
