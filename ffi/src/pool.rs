@@ -118,7 +118,8 @@ pub(crate) static POOLS: Table<Pool> = Table::new(0xD1, "pool");
 ///
 /// `config` is a configuration in the grammar that the environment, files and the daxtier program share: settings as
 /// "KEY=VALUE", separated by blanks or new lines, such as "fast=64M slow=emulated:2G policy=fill". See
-/// the README. "fast=80%" says no more than the defaults do. Environment variables are not read.
+/// the README. "fast=80%" says no more than the defaults do. stats and on_error have no effect here. Environment
+/// variables are not read.
 ///
 /// Threads: any number at once. Blocks: on the kernel and the devices.
 /// After fork: the child has a copy of its own, under the same number, as far as its devices allow.

@@ -4,6 +4,9 @@
 //! device has. Pages appear when touched, so a terabyte costs nothing until it is used. The memfd belongs to this
 //! process; a forked child gets an empty one of its own at its first mapping.
 //!
+//! Where the kernel refuses memory that it could not keep (`vm.overcommit_memory` is 2), a page that it has not got is a bus
+//! error for who touches it. There a slot's memory is asked for when it is mapped, which can be refused.
+//!
 //! Huge pages: the mapping asks for them, and the kernel gives them where
 //! `/sys/kernel/mm/transparent_hugepage/shmem_enabled` is `advise`, `within_size` or `always`.
 //! Uses `descriptor`; used by `pgmap` through [`Device`].
@@ -28,6 +31,8 @@ pub struct Emulated {
     len_bytes: u64,
     align_bytes: u64,
     memfd: Descriptor,
+    /// Whether the kernel refuses memory that it could not keep.
+    is_strict: bool,
     /// Whether a released range may still hold bytes because the kernel refused to drop them.
     has_stale_bytes: AtomicBool,
 }
@@ -45,7 +50,15 @@ impl Emulated {
         check_len(&name, len_bytes, align_bytes)?;
         let refused = |source| DeviceError::Sys { device: name.clone(), source };
         let memfd = open_memfd(len_bytes).and_then(Descriptor::new).map_err(refused)?;
-        Ok(Emulated { name, len_bytes, align_bytes, memfd, has_stale_bytes: AtomicBool::new(false) })
+        let has_stale_bytes = AtomicBool::new(false);
+        Ok(Emulated {
+            name,
+            len_bytes,
+            align_bytes,
+            memfd,
+            is_strict: mm::counts_what_is_unused(),
+            has_stale_bytes,
+        })
     }
 
     fn file(&self) -> Result<Lent<'_>, SysError> {
@@ -109,6 +122,10 @@ impl Device for Emulated {
     unsafe fn map_at(&self, addr: NonNull<u8>, offset: u64, len_bytes: usize) -> Result<(), DeviceError> {
         check_span(&self.name, offset, len_bytes, self.len_bytes, self.align_bytes)?;
         let node = self.file().map_err(|source| self.refused(source))?;
+        // A slot. Whole extents of folios stay sparse: most of their pages may never be used.
+        if self.is_strict && len_bytes as u64 <= HUGE_BYTES {
+            file::allocate(node.as_fd(), offset, len_bytes as u64).map_err(|source| self.refused(source))?;
+        }
         // SAFETY: the caller owns the address range, and nobody uses what is mapped there.
         unsafe { mm::map_shared(addr, len_bytes, node.as_fd(), offset) }
             .map_err(|source| self.refused(source))?;
@@ -157,6 +174,19 @@ mod tests {
         // SAFETY: the reservation is this test's own.
         unsafe { device.map_at(space.base(), offset, HUGE) }.unwrap();
         space
+    }
+
+    #[test]
+    fn a_strict_kernel_is_asked_for_a_slots_memory_when_it_is_mapped() {
+        use std::os::unix::fs::MetadataExt;
+        let used = |is_strict| {
+            let mut device = Emulated::new(2 * HUGE_BYTES, HUGE_BYTES).unwrap();
+            device.is_strict = is_strict;
+            let _space = mapped(&device, HUGE_BYTES);
+            let memfd = format!("/proc/self/fd/{}", device.descriptor());
+            std::fs::metadata(memfd).expect("the memfd is open").blocks() * 512
+        };
+        assert_eq!([used(false), used(true)], [0, HUGE_BYTES]);
     }
 
     fn read(space: &Reservation) -> u8 {

@@ -52,6 +52,7 @@ pub(crate) struct Body {
 
 impl Body {
     pub(super) fn new(id: u16, device: Arc<dyn Device>, options: PgmapOptions) -> Result<Body, PgmapError> {
+        check_pages(mm::kernel_page_bytes())?;
         let granule_bytes = device.align_bytes().max(PAGE_SIZE as u64);
         let len_bytes = device.len_bytes() / granule_bytes * granule_bytes;
         let name = || device.name().to_owned();
@@ -127,5 +128,23 @@ impl Body {
 impl Drop for Body {
     fn drop(&mut self) {
         self.release_claims();
+    }
+}
+
+/// Checks that the kernel's pages are those of offsets and orders. AArch64 kernels may have longer ones.
+fn check_pages(page_bytes: u64) -> Result<(), PgmapError> {
+    if page_bytes == PAGE_SIZE as u64 { Ok(()) } else { Err(PgmapError::KernelPages { page_bytes }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_of_other_pages_is_refused() {
+        assert_eq!(check_pages(4096), Ok(()));
+        let error = check_pages(64 << 10).unwrap_err();
+        assert!(error.to_string().contains("64 KiB"), "{error}");
+        assert_eq!(error.errno(), libc::ENOTSUP);
     }
 }

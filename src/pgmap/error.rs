@@ -19,6 +19,12 @@ pub enum PgmapError {
         /// Its granule.
         align_bytes: u64,
     },
+    /// The kernel's pages are not of 4 KiB.
+    #[error("this kernel has pages of {}, and daxtier works with pages of 4 KiB: boot a kernel with such", Bytes(*page_bytes))]
+    KernelPages {
+        /// The length of the kernel's pages.
+        page_bytes: u64,
+    },
     /// The device is longer than offsets can name (256 TiB).
     #[error("{device}: {} is more than a pgmap can hold: use less of it, such as size=64T", Bytes(*len_bytes))]
     DeviceTooLarge {
@@ -100,6 +106,7 @@ impl PgmapError {
         match self {
             PgmapError::DeviceTooSmall { .. } | PgmapError::MinOrderTooLarge { .. } => libc::EINVAL,
             PgmapError::DeviceTooLarge { .. } => libc::EFBIG,
+            PgmapError::KernelPages { .. } => libc::ENOTSUP,
             PgmapError::TooMany => libc::ENFILE,
             PgmapError::Dying { .. } => libc::EALREADY,
             PgmapError::NotDying { .. } => libc::EINVAL,

@@ -99,7 +99,7 @@ pub(crate) fn existing() -> Option<&'static Space> {
 
 impl Space {
     fn reserve() -> Result<Space, SysError> {
-        let mut len_bytes = longest(mm::address_limit());
+        let mut len_bytes = longest(mm::address_limit(), table_limit());
         loop {
             let range = match Reservation::new(len_bytes, CHUNK_BYTES) {
                 Ok(range) => range,
@@ -384,11 +384,22 @@ impl Space {
     }
 }
 
+/// How long the table of slots may be where private memory is counted though nobody touches it.
+fn table_limit() -> Option<u64> {
+    const WHERE_ALL_IS_COUNTED: u64 = 32 << 20;
+    let strict = mm::counts_what_is_unused().then_some(WHERE_ALL_IS_COUNTED);
+    mm::data_limit().map(|limit_bytes| limit_bytes / 16).into_iter().chain(strict).min()
+}
+
 /// The length to begin with. Under a limit on addresses a quarter of it or less, or the smallest: each device takes as many
 /// addresses as it has bytes, and the program wants some too.
-fn longest(limit_bytes: Option<u64>) -> usize {
+///
+/// The table of slots takes no more than `table_bytes`.
+fn longest(limit_bytes: Option<u64>, table_bytes: Option<u64>) -> usize {
     let quarter = limit_bytes.map_or(LARGEST_SPACE as u64, |limit_bytes| limit_bytes / 4);
-    let within = 1u64 << quarter.max(1).ilog2();
+    let described = table_bytes
+        .map_or(u64::MAX, |bytes| (bytes / size_of::<Slot>() as u64).saturating_mul(SLOT_BYTES as u64));
+    let within = 1u64 << quarter.min(described).max(1).ilog2();
     (within as usize).clamp(SMALLEST_SPACE, LARGEST_SPACE)
 }
 

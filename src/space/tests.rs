@@ -197,10 +197,14 @@ fn an_orphan_that_was_mapped_from_a_device_keeps_its_bytes_and_leaves_the_device
 
 #[test]
 fn a_limit_on_addresses_leaves_most_of_them_to_devices_and_the_program() {
-    assert_eq!(longest(None), LARGEST_SPACE);
-    assert_eq!(longest(Some(u64::MAX)), LARGEST_SPACE);
-    assert_eq!(longest(Some(100 << 30)), 16 << 30);
+    assert_eq!(longest(None, None), LARGEST_SPACE);
+    assert_eq!(longest(Some(u64::MAX), Some(u64::MAX)), LARGEST_SPACE);
+    assert_eq!(longest(Some(100 << 30), None), 16 << 30);
     for limit_bytes in [0, 1, 4 << 30, 15 << 30] {
-        assert_eq!(longest(Some(limit_bytes)), SMALLEST_SPACE, "{limit_bytes}");
+        assert_eq!(longest(Some(limit_bytes), None), SMALLEST_SPACE, "{limit_bytes}");
     }
+    let table_bytes = 32 << 20;
+    let len_bytes = longest(None, Some(table_bytes));
+    assert!(len_bytes / SLOT_BYTES * size_of::<Slot>() <= table_bytes as usize && len_bytes >= 1 << 40);
+    assert_eq!(longest(None, Some(0)), SMALLEST_SPACE);
 }

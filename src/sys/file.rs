@@ -78,6 +78,19 @@ pub(crate) fn punch_hole(fd: impl AsFd, offset_bytes: u64, len_bytes: u64) -> Re
     if rc == 0 { Ok(()) } else { Err(SysError::last("fallocate")) }
 }
 
+/// Has the kernel find memory for `[offset, offset + len_bytes)` of a memfd now.
+///
+/// # Errors
+/// The refusal of fallocate.
+pub(crate) fn allocate(fd: impl AsFd, offset_bytes: u64, len_bytes: u64) -> Result<(), SysError> {
+    let mode = libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: fallocate takes a descriptor that we own, and no pointer.
+    let rc = unsafe {
+        libc::fallocate(fd.as_fd().as_raw_fd(), mode, offset_bytes as libc::off_t, len_bytes as libc::off_t)
+    };
+    if rc == 0 { Ok(()) } else { Err(SysError::last("fallocate")) }
+}
+
 /// Which file a descriptor refers to. The program may close our descriptors and open its own under the same
 /// numbers, so a descriptor is compared with this before anything is mapped through it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

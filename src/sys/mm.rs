@@ -6,9 +6,11 @@
 //! The preload library stands in for the C library's functions that change mappings, and keeps programs from changing
 //! ours. So those calls are made by number here.
 
+use super::text::{Contents, read_regular};
 use crate::error::SysError;
 use crate::units::PAGE_SIZE;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
 use std::ptr::{self, NonNull};
 
 /// Address space that is reserved (PROT_NONE, no memory) and given back on drop.
@@ -233,8 +235,31 @@ pub(crate) unsafe fn move_mapping(
 
 /// Returns the process's limit on addresses (`ulimit -v`), or `None` where it has none.
 pub(crate) fn address_limit() -> Option<u64> {
+    // SAFETY: the place has room for the answer.
+    limit(|place| unsafe { libc::getrlimit(libc::RLIMIT_AS, place) })
+}
+
+/// Returns the process's limit on private writable memory, used or not (`ulimit -d`), or `None` where it has none.
+pub(crate) fn data_limit() -> Option<u64> {
+    // SAFETY: the place has room for the answer.
+    limit(|place| unsafe { libc::getrlimit(libc::RLIMIT_DATA, place) })
+}
+
+fn limit(read: impl FnOnce(&mut libc::rlimit) -> libc::c_int) -> Option<u64> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: `limit` has room for the answer.
-    let known = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) } == 0;
-    (known && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+    (read(&mut limit) == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// Returns whether the kernel counts private writable memory, used or not, and refuses what it could not keep
+/// (`vm.overcommit_memory` is 2).
+pub(crate) fn counts_what_is_unused() -> bool {
+    let mode = read_regular(Path::new("/proc/sys/vm/overcommit_memory"), 16);
+    matches!(mode, Ok(Contents::Bytes(mode)) if mode.trim_ascii() == b"2")
+}
+
+/// Returns the length of the kernel's pages.
+pub(crate) fn kernel_page_bytes() -> u64 {
+    // SAFETY: sysconf takes a number.
+    let answer = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(answer).unwrap_or(PAGE_SIZE as u64)
 }

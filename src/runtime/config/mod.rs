@@ -25,7 +25,7 @@ mod value;
 pub use effective::{Effective, Origin};
 pub use error::{ConfigError, EXIT_CONFIG, ValueError};
 pub use key::{CONF, INTERNAL_PREFIX, Key, PREFIX, RUN_PID, VARIABLES};
-pub use memory::{AvailableMemory, CgroupLimit};
+pub use memory::{AvailableMemory, CgroupLimit, CommitLimit};
 pub use migrate::{Migrate, Workers};
 pub use value::{FastSize, MIN_TIER_BYTES, OnError, SLOT_BYTES, SlowSpec, StatsTarget};
 
