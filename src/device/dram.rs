@@ -7,6 +7,7 @@
 
 use super::range::{HUGE_BYTES, check_len, check_range, check_span};
 use super::{AfterFork, Claim, Device, DeviceError, DeviceKind};
+use crate::error::SysError;
 use crate::sys::{mm, numa};
 use crate::topology;
 use std::ops::Range;
@@ -91,6 +92,16 @@ impl Device for Dram {
         let pages = if offset < SMALL_BYTES { Pages::Small } else { Pages::Huge };
         // SAFETY: the caller owns the address range, and nobody uses what is mapped there.
         unsafe { map_private(NAME, addr, len_bytes, pages, self.nodes.as_ref()) }
+    }
+
+    unsafe fn adopt(&self, addr: NonNull<u8>, len_bytes: usize) -> Result<(), SysError> {
+        match &self.nodes {
+            // SAFETY: the caller argued the range.
+            Some(nodes) => unsafe { numa::bind_and_move(addr, len_bytes, nodes) },
+            // Any node will do, that of the pages too.
+            // SAFETY: as above.
+            None => unsafe { numa::unbind(addr, len_bytes) },
+        }
     }
 
     /// Returns `false`: the memory belongs to its mapping. Whoever mapped it drops it with MADV_DONTNEED, or by

@@ -34,6 +34,7 @@ pub use release::{RELEASED_PATH, Release, ReleaseError, list_releases, release, 
 pub use scrub::Scrubbed;
 pub use spec::{DeviceSpec, DeviceSpecError};
 
+use crate::error::SysError;
 use std::fmt::Debug;
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -123,6 +124,20 @@ pub trait Device: Send + Sync + Debug {
     /// # Errors
     /// The refusal of the kernel; the old mapping is then still in place.
     unsafe fn map_at(&self, addr: NonNull<u8>, offset: u64, len_bytes: usize) -> Result<(), DeviceError>;
+
+    /// Has private memory of this process that lies elsewhere be this device's from now on, and moves its pages. Accesses to
+    /// a page wait while it is moved.
+    ///
+    /// # Safety
+    /// `[addr, addr + len_bytes)` is mapped by a private kind of device, and its policy is the caller's to change.
+    ///
+    /// # Errors
+    /// `EIO` when pages could not be moved (pinned ones), `ENOMEM` when there is no memory for them, `EOPNOTSUPP` from devices
+    /// whose memory is not private.
+    unsafe fn adopt(&self, addr: NonNull<u8>, len_bytes: usize) -> Result<(), SysError> {
+        let _ = (addr, len_bytes);
+        Err(SysError { call: "mbind", errno: libc::EOPNOTSUPP })
+    }
 
     /// Gives the memory behind an idle range back where the device can; afterwards the range reads as zero.
     /// Returns `false` where the bytes stay as they are (device-dax).

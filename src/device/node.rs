@@ -101,6 +101,11 @@ impl Device for NodeMemory {
         unsafe { map_private(&self.name, addr, len_bytes, Pages::Huge, Some(&self.nodes)) }
     }
 
+    unsafe fn adopt(&self, addr: NonNull<u8>, len_bytes: usize) -> Result<(), SysError> {
+        // SAFETY: the caller argued the range.
+        unsafe { numa::bind_and_move(addr, len_bytes, &self.nodes) }
+    }
+
     /// Returns `false`: the memory belongs to its mapping. Whoever mapped it drops it with MADV_DONTNEED, or by
     /// mapping the range again.
     fn discard(&self, _range: Range<u64>) -> bool {

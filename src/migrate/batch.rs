@@ -5,6 +5,7 @@ use super::demote;
 use super::kit::{DemoteWay, Kit, PromoteWay, Ways};
 use super::place::Place;
 use super::promote::{self, MOST_BLOCKED, Pages, Prepared};
+use super::rebind::rebind;
 use super::stage::Stage;
 use crate::folio::{Folio, RawFolio};
 use crate::pgmap::Pgmap;
@@ -159,8 +160,11 @@ impl Move {
 pub(crate) fn relocate(kit: &'static Kit, ways: Ways, space: &Space, stage: &mut Stage, moves: &mut [Move]) {
     debug_assert!(crate::sync::service::is_set() && moves.len() <= MOST_MOVES);
     let start = Instant::now();
-    let is_down = moves.first().and_then(Move::target).is_some_and(is_shared);
-    let outcome = if is_down {
+    let is_cut_short = rebind_all(space, moves);
+    let is_down = moves.iter().find_map(Move::target).is_some_and(is_shared);
+    let outcome = if is_cut_short {
+        Ok(())
+    } else if is_down {
         demote_all(kit, ways.demote, space, stage, moves)
     } else {
         promote_all(kit, ways.promote, space, stage, moves)
@@ -180,6 +184,38 @@ pub(crate) fn relocate(kit: &'static Kit, ways: Ways, space: &Space, stage: &mut
 
 fn is_shared(folio: &Folio) -> bool {
     Mapping::of(folio.pgmap().device().kind()) == Mapping::Shared
+}
+
+/// Moves those slots whose memory is private and stays so. Returns whether a fork wants to begin.
+fn rebind_all(space: &Space, moves: &mut [Move]) -> bool {
+    let mut nr_done = 0;
+    for a_move in moves {
+        if a_move.target().is_none_or(is_shared) {
+            continue;
+        }
+        let state = match a_move.lock(space, Mapping::Private) {
+            Ok(state) => state,
+            // A promotion, for which its turn comes.
+            Err(Refusal::Kind) => continue,
+            Err(refusal) => {
+                a_move.refuse(refusal);
+                continue;
+            }
+        };
+        if nr_done > 0 && gate::is_wanted() {
+            return true;
+        }
+        nr_done += 1;
+        // SAFETY: the slot's lock is held and its state names the folio.
+        let old = state.folio.and_then(|raw| unsafe { borrowed(raw) });
+        let slot = space.slot_address(a_move.index);
+        let outcome = match (&old, a_move.target()) {
+            (Some(old), Some(target)) => rebind(slot, old, target),
+            _ => Err(Refusal::Gone),
+        };
+        a_move.settle(state, Mapping::Private, outcome);
+    }
+    false
 }
 
 /// Demotes slots one after the other. Each is locked for itself, and nothing is blocked when the next is locked.

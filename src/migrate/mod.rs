@@ -31,6 +31,8 @@
 //! | swap | mremap the alias over the slot | the same | UFFDIO_MOVE the stage's pages in | mremap the stage over the slot |
 //! | release | UFFDIO_WAKE | the same | UNREGISTER, UFFDIO_WAKE | UFFDIO_WAKE |
 //!
+//! Between two kinds of private memory, DRAM and a NUMA node's, the kernel moves pages itself ([`rebind`]).
+//!
 //! The *alias* is a second mapping of the device's range, the *stage* private memory, the *blank* an empty private
 //! mapping that is registered with the userfaultfd.
 //!
@@ -78,6 +80,7 @@ mod demote;
 mod kit;
 mod place;
 mod promote;
+mod rebind;
 #[cfg(test)]
 #[cfg(not(loom))]
 pub(crate) mod sabotage;

@@ -39,19 +39,55 @@ impl NodeSet {
 /// The refusal of mbind: `EINVAL` when no node of the set is online with memory and allowed by the cpuset,
 /// `EPERM` under a seccomp filter, `ENOSYS` without NUMA in the kernel.
 pub(crate) unsafe fn bind(addr: NonNull<u8>, len_bytes: usize, nodes: &NodeSet) -> Result<(), SysError> {
+    // SAFETY: the caller argued the range.
+    unsafe { mbind(addr, len_bytes, libc::MPOL_BIND, nodes, 0) }
+}
+
+/// As [`bind`], and moves the pages that exist to `nodes`. Accesses to a page wait while it is moved.
+///
+/// # Safety
+/// As for [`bind`].
+///
+/// # Errors
+/// As for [`bind`], and `EIO` when some pages could not be moved: those that are pinned.
+pub(crate) unsafe fn bind_and_move(
+    addr: NonNull<u8>,
+    len_bytes: usize,
+    nodes: &NodeSet,
+) -> Result<(), SysError> {
+    // `include/uapi/linux/mempolicy.h`; libc lacks them.
+    const MPOL_MF_STRICT: libc::c_uint = 1;
+    const MPOL_MF_MOVE: libc::c_uint = 2;
+    // SAFETY: the caller argued the range.
+    unsafe { mbind(addr, len_bytes, libc::MPOL_BIND, nodes, MPOL_MF_MOVE | MPOL_MF_STRICT) }
+}
+
+/// Ends the policy of a range: pages come from where the process's policy says.
+///
+/// # Safety
+/// As for [`bind`].
+///
+/// # Errors
+/// The refusal of mbind.
+pub(crate) unsafe fn unbind(addr: NonNull<u8>, len_bytes: usize) -> Result<(), SysError> {
+    // SAFETY: the caller argued the range.
+    unsafe { mbind(addr, len_bytes, libc::MPOL_DEFAULT, &NodeSet::EMPTY, 0) }
+}
+
+/// # Safety
+/// As for [`bind`].
+unsafe fn mbind(
+    addr: NonNull<u8>,
+    len_bytes: usize,
+    mode: libc::c_int,
+    nodes: &NodeSet,
+    flags: libc::c_uint,
+) -> Result<(), SysError> {
     // The kernel reads one bit less than it is told.
     let nr_bits = libc::c_ulong::from(MAX_NODES) + 1;
     // SAFETY: the range is the caller's, the mask holds MAX_NODES bits and lives through the call.
     let rc = unsafe {
-        libc::syscall(
-            libc::SYS_mbind,
-            addr.as_ptr(),
-            len_bytes,
-            libc::MPOL_BIND,
-            nodes.words.as_ptr(),
-            nr_bits,
-            0 as libc::c_uint,
-        )
+        libc::syscall(libc::SYS_mbind, addr.as_ptr(), len_bytes, mode, nodes.words.as_ptr(), nr_bits, flags)
     };
     if rc == 0 { Ok(()) } else { Err(SysError::last("mbind")) }
 }

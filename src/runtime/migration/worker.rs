@@ -179,17 +179,17 @@ impl Worker {
         if HAS_GIVEN_UP.load(Ordering::Relaxed) {
             return Err(Outcome::Device);
         }
-        match (mapping, self.look.may_pin) {
-            (Mapping::Shared, true) => return Err(Outcome::DirectIo),
-            (Mapping::Private, true) if self.kit.best().demote != DemoteWay::MoveOut => {
-                return Err(Outcome::DirectIo);
-            }
+        let kind = |tier: usize| tiers.as_slice()[tier].kind();
+        match (mapping, Mapping::of(kind(request.to))) {
+            // The kernel moves it, and sees what is pinned.
+            (Mapping::Private, Mapping::Private) => {}
+            (Mapping::Private, _) if self.kit.best().demote == DemoteWay::MoveOut => {}
+            _ if self.look.may_pin => return Err(Outcome::DirectIo),
             _ => {}
         }
         if self.look.is_at_limit() {
             return Err(Outcome::MapLimit);
         }
-        let kind = |tier: usize| tiers.as_slice()[tier].kind();
         if [from, request.to].iter().any(|&tier| kind(tier) == DeviceKind::Dax)
             && pinners::huge_pages_are_off()
         {

@@ -1,6 +1,7 @@
 //! The device tests, run in the guest: `cargo xtask test --vm`, on every route and on two kernels.
 //!
-//! Each route runs `tests/real_device.rs` on each of its devices, and then real programs over them. What it runs was built
+//! Each route runs `tests/real_device.rs` on each of its devices (`tests/numa_tiers.rs` where they are a node), and then real
+//! programs over them. What it runs was built
 //! on the host and is seen through the guest's view of the host's file system.
 
 use super::guest::Guest;
@@ -24,7 +25,7 @@ pub(crate) fn run(see: &mut dyn FnMut(&str)) -> Result<(), String> {
             return Ok(());
         }
     };
-    let test = build()?;
+    let tests = build()?;
     for (number, kernel) in KERNELS.into_iter().enumerate() {
         let booted = match cache.prepare(kernel) {
             Ok(booted) => booted,
@@ -37,7 +38,7 @@ pub(crate) fn run(see: &mut dyn FnMut(&str)) -> Result<(), String> {
         let routes = if number == 0 { &Route::ALL[..] } else { &[Route::Cxl] };
         for &route in routes {
             println!("--- route {}, kernel {}", route.name(), kernel.unwrap_or("of the release"));
-            let report = Guest::new(route).run_seeing(&booted, &script(route, &test), see)?;
+            let report = Guest::new(route).run_seeing(&booted, &script(route, &tests), see)?;
             if report.exit_code != 0 {
                 return Err(format!("route {} ended with {}", route.name(), report.exit_code));
             }
@@ -46,23 +47,35 @@ pub(crate) fn run(see: &mut dyn FnMut(&str)) -> Result<(), String> {
     Ok(())
 }
 
-/// Builds what runs in the guest; returns the path of the test program.
-fn build() -> Result<String, String> {
+/// The test programs.
+struct Tests {
+    real_device: String,
+    numa_tiers: String,
+}
+
+/// Builds what runs in the guest.
+fn build() -> Result<Tests, String> {
     setup::meet(&[setup::BUILD])?;
     cargo("build --locked --package daxtier-cli --package daxtier-preload").run()?;
-    let line = cargo("test --locked --package daxtier --test real_device --no-run --message-format=json")
-        .output()?;
-    let program = line.lines().rev().find_map(|line| {
-        let is_the_test = line.contains("\"name\":\"real_device\"");
-        is_the_test.then(|| Some(line.split_once("\"executable\":\"")?.1.split_once('"')?.0.to_owned()))?
-    });
-    program.ok_or_else(|| "cargo does not say where it put the test real_device".to_owned())
+    let built = "test --locked --package daxtier --test real_device --test numa_tiers --no-run";
+    let lines = cargo(built).arg("--message-format=json").output()?;
+    let program = |name: &str| {
+        let found = lines.lines().rev().find_map(|line| {
+            let is_the_test = line.contains(&format!("\"name\":\"{name}\""));
+            is_the_test
+                .then(|| Some(line.split_once("\"executable\":\"")?.1.split_once('"')?.0.to_owned()))?
+        });
+        found.ok_or_else(|| format!("cargo does not say where it put the test {name}"))
+    };
+    Ok(Tests { real_device: program("real_device")?, numa_tiers: program("numa_tiers")? })
 }
 
 /// What runs in the guest, as a shell script that ends at the first failure.
-fn script(route: Route, test: &str) -> String {
+fn script(route: Route, tests: &Tests) -> String {
     let daxtier = target_dir().join("debug/daxtier");
-    let (test, daxtier) = (Task::program(test).line(), Task::program(daxtier.display().to_string()).line());
+    let [test, numa_tiers, daxtier] =
+        [tests.real_device.clone(), tests.numa_tiers.clone(), daxtier.display().to_string()]
+            .map(|program| Task::program(program).line());
     // QEMU emulates every access to the second of two expanders, a microsecond each: there only what touches little.
     let (slow, filter) = match route {
         Route::Numa => ("--slow node:1:512M", None),
@@ -76,6 +89,9 @@ fn script(route: Route, test: &str) -> String {
         script += &format!(
             "for device in /dev/dax*; do\n  DAXTIER_TEST_DAX=$device {test} --test-threads=1 {filter}\ndone\n"
         );
+    }
+    if route == Route::Numa {
+        script += &format!("{numa_tiers} --nocapture\n");
     }
     if matches!(route, Route::Cxl | Route::Hmem | Route::Pmem) {
         script += &format!("{daxtier} selftest --migrate --seconds 15 --slow /dev/dax0.0\n");
