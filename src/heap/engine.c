@@ -44,49 +44,99 @@ INLINED uintptr_t mark_of(const struct block *block)
 /* How many of its slow allocations a thread makes before mimalloc looks after retired pages. */
 enum { SLOW_BEFORE_CARE = 1000 };
 
-/*
- * Returns what was freed to a page that has run out, as the page's new list. Returns NULL when that is nothing, or when
- * mimalloc wants to see the thread: it does the same, and counts it likewise.
- */
-INLINED struct block *refill(mi_theap_t *theap, mi_page_t *page)
+/* How many pages of a size class are looked at, the first among them, before mimalloc searches. */
+enum { PAGES_LOOKED_AT = 12 };
+
+/* Of how many blocks one has to be free in a page that is taken without looking on. */
+enum { ENOUGH_FREE = 4 };
+
+/* Makes a page the first of its size class, where `first` is that and `page` is further back: mi_page_queue_move_to_front(). */
+INLINED void move_to_front(mi_theap_t *theap, mi_page_t *first, mi_page_t *page)
 {
-    struct block *freed = (struct block *)page->local_free;
-    if (mi_unlikely(freed == NULL || theap->generic_count + 1 >= SLOW_BEFORE_CARE)) return NULL;
-    theap->generic_count++;
-    page->local_free = NULL;
-    page->free_is_zero = false;
-    page->retire_expire = 0;
-    return freed;
+    mi_page_queue_t *queue = mi_page_queue(theap, page->block_size);
+    page->prev->next = page->next;
+    if (page->next != NULL) page->next->prev = page->prev;
+    else queue->last = page->prev;
+    page->prev = NULL;
+    page->next = first;
+    first->prev = page;
+    queue->first = page;
+    /* The entries of all sizes that the class serves, down from the largest. */
+    mi_page_t **entry = &theap->pages_free_direct[_mi_wsize_from_size(page->block_size)];
+    for (; entry >= theap->pages_free_direct && *entry == first; entry--) *entry = page;
 }
 
 /*
- * Takes a block of at least `size` bytes from this thread's page of `heap`. Returns NULL when that takes more than to
- * pop one, and for sizes of 0 and above 1 KiB.
+ * Makes a page that has free blocks the first of its size class, where `first` is that and has none: the next one of which a
+ * good part is free, since one with a block or two has run out again at once, or else the one with most. Returns NULL when
+ * none has any, or when mimalloc wants to see the thread: then its own search counts likewise, but also moves full
+ * pages away, extends pages, and makes new ones.
  */
-INLINED struct block *pop(mi_heap_t *heap, size_t size, bool zero)
+INLINED mi_page_t *refill(mi_theap_t *theap, mi_page_t *first)
 {
-    /* What this thread allocated from last; an empty one, of no heap, before its first block and after its end. */
-    mi_theap_t *theap = _mi_theap_cached();
-    if (mi_unlikely(mi_atomic_load_ptr_relaxed(mi_heap_t, &theap->heap) != heap)) return NULL;
-    size_t last = size - 1;
-    if (mi_unlikely(last >= MI_SMALL_SIZE_MAX)) return NULL;
-    /* The entry of the size rounded up to 16; an entry is a word, as is the unit of its index. */
-    const char *entries = (const char *)theap->pages_free_direct;
-    mi_page_t *page = *(mi_page_t *const *)(entries + ((last | 15) + 1));
-    struct block *block = (struct block *)page->free;
-    if (mi_unlikely(block == NULL)) {
-        block = refill(theap, page);
-        if (mi_unlikely(block == NULL)) return NULL;
+    if (mi_unlikely(theap->generic_count + 1 >= SLOW_BEFORE_CARE)) return NULL;
+    mi_page_t *best = NULL;
+    int most_free = 0;
+    mi_page_t *page = first;
+    for (int looked_at = 0; page != NULL && looked_at < PAGES_LOOKED_AT; looked_at++, page = page->next) {
+        /* In its two lists: what other threads have freed still counts as used. */
+        int nr_free = page->capacity - page->used;
+        /* Choices, not branches: no processor could foresee them. */
+        best = nr_free > most_free ? page : best;
+        most_free = nr_free > most_free ? nr_free : most_free;
+        if (nr_free * ENOUGH_FREE > page->capacity) break;
     }
+    if (best == NULL) return NULL;
+    if (best->free == NULL) {
+        best->free = best->local_free;
+        best->local_free = NULL;
+        best->free_is_zero = false;
+    }
+    best->retire_expire = 0;
+    theap->generic_count++;
+    if (best != first) move_to_front(theap, first, best);
+    return best;
+}
+
+/* Takes a block from a page that has a free one. */
+INLINED struct block *take(mi_page_t *page, bool zero)
+{
+    struct block *block = (struct block *)page->free;
     page->free = (mi_block_t *)block->next;
     page->used++;
     if (zero && !page->free_is_zero) {
         _mi_memzero_aligned(block, page->block_size);
     } else {
-        block->next = NULL;
+        if (zero) block->next = NULL;
         block->mark = 0;
     }
     return block;
+}
+
+/* Serves a size whose first page has run out, or leaves it to `slow`. Apart, so that those who call it last need no frame. */
+static __attribute__((noinline)) void *take_from_next(mi_theap_t *theap, mi_page_t *first, size_t size, bool zero,
+                                                      void *(*slow)(size_t))
+{
+    mi_page_t *page = refill(theap, first);
+    return mi_likely(page != NULL) ? take(page, zero) : slow(size);
+}
+
+/*
+ * Takes a block of at least `size` bytes from this thread's page of `heap`, or leaves it to `slow` when that takes more than
+ * to pop one, and for sizes of 0 and above 1 KiB.
+ */
+INLINED void *pop_or(mi_heap_t *heap, size_t size, bool zero, void *(*slow)(size_t))
+{
+    /* What this thread allocated from last; an empty one, of no heap, before its first block and after its end. */
+    mi_theap_t *theap = _mi_theap_cached();
+    if (mi_unlikely(mi_atomic_load_ptr_relaxed(mi_heap_t, &theap->heap) != heap)) return slow(size);
+    size_t last = size - 1;
+    if (mi_unlikely(last >= MI_SMALL_SIZE_MAX)) return slow(size);
+    /* The entry of the size rounded up to 16; an entry is a word, as is the unit of its index. */
+    const char *entries = (const char *)theap->pages_free_direct;
+    mi_page_t *page = *(mi_page_t *const *)(entries + ((last | 15) + 1));
+    if (mi_unlikely(page->free == NULL)) return take_from_next(theap, page, size, zero, slow);
+    return take(page, zero);
 }
 
 /* Gives a live block back, if that takes no more than to push it. Returns whether it did. */
@@ -129,15 +179,13 @@ INLINED bool push(struct block *block)
 HIDDEN void *daxtier_engine_malloc(size_t size, void *(*slow)(size_t))
 {
     /* Relaxed: a thread that has pages of this heap has met it before; any other goes the slow way. */
-    struct block *block = pop(mi_atomic_load_relaxed(&daxtier_engine_lead), size, false);
-    return mi_likely(block != NULL) ? block : slow(size);
+    return pop_or(mi_atomic_load_relaxed(&daxtier_engine_lead), size, false, slow);
 }
 
 /* Allocates zeroed memory from the leading heap, or leaves it to `slow`. */
 HIDDEN void *daxtier_engine_zalloc(size_t size, void *(*slow)(size_t))
 {
-    struct block *block = pop(mi_atomic_load_relaxed(&daxtier_engine_lead), size, true);
-    return mi_likely(block != NULL) ? block : slow(size);
+    return pop_or(mi_atomic_load_relaxed(&daxtier_engine_lead), size, true, slow);
 }
 
 /* Frees a block of the zone, or leaves it to `slow`, as it does whatever is no live block. */
@@ -148,10 +196,16 @@ HIDDEN void daxtier_engine_free(void *block, void (*slow)(void *))
     if (mi_unlikely(offset >= mi_atomic_load_relaxed(&daxtier_engine_zone_len) || !push(block))) slow(block);
 }
 
+static void *no_block(size_t size)
+{
+    (void)size;
+    return NULL;
+}
+
 /* Takes a block from `heap`, or returns NULL when that takes more. */
 HIDDEN void *daxtier_engine_pop(size_t size, mi_heap_t *heap)
 {
-    return pop(heap, size, false);
+    return pop_or(heap, size, false, no_block);
 }
 
 /* Frees a live block of the heap zone, or returns false when that takes more. */
