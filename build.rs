@@ -1,15 +1,21 @@
-//! Compiles what works on mimalloc's structures, `src/heap/*.c`, against the very mimalloc that is linked.
+//! Compiles what is written in C: `src/heap/*.c`, against the very mimalloc that is linked, whose structures it works on,
+//! and a thread's variable. Tells the preload library where to find `engine.h` and mimalloc's headers.
 
 use std::env;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    const SOURCES: [&str; 2] = ["src/heap/census.c", "src/heap/engine.c"];
-    SOURCES.iter().for_each(|source| println!("cargo:rerun-if-changed={source}"));
+    const SOURCES: [&str; 3] = ["src/heap/census.c", "src/heap/engine.c", "src/sync/shortcut.c"];
+    const HEADERS: [&str; 2] = ["src/heap/engine.h", "src/sync/shortcut.h"];
+    for file in SOURCES.iter().chain(&HEADERS) {
+        println!("cargo::rerun-if-changed={file}");
+    }
     let Ok(include) = env::var("DEP_MIMALLOC_INCLUDE_DIR") else {
         eprintln!("libmimalloc-sys did not say where its headers are: daxtier needs its version 0.1.49");
         return ExitCode::FAILURE;
     };
+    println!("cargo::metadata=include={}", concat!(env!("CARGO_MANIFEST_DIR"), "/src/heap"));
+    println!("cargo::metadata=mimalloc_include={include}");
     cc::Build::new()
         .files(SOURCES)
         .include(include)

@@ -1,45 +1,9 @@
-/*
- * The engine's fast paths: what mimalloc does for most small blocks, inlined on its own structures.
- *
- * A block is popped from the thread's page of its size class, or pushed back to its page; nothing else is ever changed
- * here, no lock is taken and nothing is waited for. Whatever takes more is left to mimalloc's own functions, which
- * engine.rs calls. There the file's rules are written down as well: how marks work, and what the callers may rely on.
- *
- * The structures are those of the mimalloc that libmimalloc-sys builds without its features `secure` and `debug`;
- * daxtier_engine_is_plain() tells whether it did, and nothing else here may be called if it did not.
- */
-#include <stdbool.h>
-#include <stddef.h>
-#include <stdint.h>
+/* What of the engine's fast paths is not inlined, what engine.rs calls of them, and what else needs mimalloc's structures. */
+#include "engine.h"
 
-#define MI_DEBUG 0
-#include <mimalloc.h>
-#include <mimalloc/internal.h>
-#include <mimalloc/prim.h>
-
-#define HIDDEN __attribute__((visibility("hidden")))
-#define INLINED static inline __attribute__((always_inline))
-
-/* A free block: mimalloc's link, then the mark. */
-struct block {
-    struct block *next;
-    uintptr_t mark;
-};
-
-/* What addresses are mixed with to make marks. Written before the first block is handed out. */
 HIDDEN uintptr_t daxtier_engine_secret;
-
-/* The heap that daxtier_engine_malloc() allocates from. Until there is one, an address that no heap has: NULL is that of a
-   thread which has not allocated yet. */
-HIDDEN _Atomic(mi_heap_t *) daxtier_engine_lead = (mi_heap_t *)1;
-/* Where the blocks are that daxtier_engine_free() frees. Written once, before there is one. */
-HIDDEN _Atomic(uintptr_t) daxtier_engine_zone_start;
-HIDDEN _Atomic(uintptr_t) daxtier_engine_zone_len;
-
-INLINED uintptr_t mark_of(const struct block *block)
-{
-    return (uintptr_t)block ^ daxtier_engine_secret;
-}
+HIDDEN uintptr_t daxtier_engine_zone_start = (uintptr_t)1 << 63;
+HIDDEN uintptr_t daxtier_engine_zone_len;
 
 /* How many of its slow allocations a thread makes before mimalloc looks after retired pages. */
 enum { SLOW_BEFORE_CARE = 1000 };
@@ -98,102 +62,25 @@ INLINED mi_page_t *refill(mi_theap_t *theap, mi_page_t *first)
     return best;
 }
 
-/* Takes a block from a page that has a free one. */
-INLINED struct block *take(mi_page_t *page, bool zero)
-{
-    struct block *block = (struct block *)page->free;
-    page->free = (mi_block_t *)block->next;
-    page->used++;
-    if (zero && !page->free_is_zero) {
-        _mi_memzero_aligned(block, page->block_size);
-    } else {
-        if (zero) block->next = NULL;
-        block->mark = 0;
-    }
-    return block;
-}
-
-/* Serves a size whose first page has run out, or leaves it to `slow`. Apart, so that those who call it last need no frame. */
-static __attribute__((noinline)) void *take_from_next(mi_theap_t *theap, mi_page_t *first, size_t size, bool zero,
-                                                      void *(*slow)(size_t))
+HIDDEN void *daxtier_engine_take_from_next(mi_theap_t *theap, mi_page_t *first, size_t size, bool zero, slow_malloc *slow)
 {
     mi_page_t *page = refill(theap, first);
     return mi_likely(page != NULL) ? take(page, zero) : slow(size);
 }
 
-/*
- * Takes a block of at least `size` bytes from this thread's page of `heap`, or leaves it to `slow` when that takes more than
- * to pop one, and for sizes of 0 and above 1 KiB.
- */
-INLINED void *pop_or(mi_heap_t *heap, size_t size, bool zero, void *(*slow)(size_t))
+HIDDEN void *daxtier_engine_malloc(size_t size, slow_malloc *slow)
 {
-    /* What this thread allocated from last; an empty one, of no heap, before its first block and after its end. */
-    mi_theap_t *theap = _mi_theap_cached();
-    if (mi_unlikely(mi_atomic_load_ptr_relaxed(mi_heap_t, &theap->heap) != heap)) return slow(size);
-    size_t last = size - 1;
-    if (mi_unlikely(last >= MI_SMALL_SIZE_MAX)) return slow(size);
-    /* The entry of the size rounded up to 16; an entry is a word, as is the unit of its index. */
-    const char *entries = (const char *)theap->pages_free_direct;
-    mi_page_t *page = *(mi_page_t *const *)(entries + ((last | 15) + 1));
-    if (mi_unlikely(page->free == NULL)) return take_from_next(theap, page, size, zero, slow);
-    return take(page, zero);
+    return engine_malloc_or(size, false, slow);
 }
 
-/* Gives a live block back, if that takes no more than to push it. Returns whether it did. */
-INLINED bool push(struct block *block)
+HIDDEN void *daxtier_engine_zalloc(size_t size, slow_malloc *slow)
 {
-    mi_page_t *page = _mi_ptr_page(block);
-    if (mi_unlikely(page == NULL)) return false;
-    /* Zero: the page is this thread's. Its two low bits: the page is full, has blocks that begin before their address. */
-    mi_threadid_t other = _mi_prim_thread_id() ^ mi_page_xthread_id(page);
-    if (mi_likely(other == 0)) {
-        uintptr_t mark = mark_of(block);
-        if (mi_unlikely(block->mark == mark)) return false;
-        uint16_t used = (uint16_t)(page->used - 1);
-        /* With the last block, mimalloc lets go of the page in a while, and notes that it does. */
-        if (mi_unlikely(used == 0) && page->retire_expire == 0) return false;
-        page->used = used;
-        block->mark = mark;
-        block->next = (struct block *)page->local_free;
-        page->local_free = (mi_block_t *)block;
-        return true;
-    }
-    if (other <= MI_PAGE_FLAG_MASK || (other & MI_PAGE_HAS_INTERIOR_POINTERS) != 0) return false;
-    /* Another thread's page: onto its list for others, unless nobody owns the page. */
-    uintptr_t mark = mark_of(block);
-    if (mi_unlikely(block->mark == mark)) return false;
-    mi_thread_free_t list = mi_atomic_load_relaxed(&page->xthread_free);
-    do {
-        if (mi_unlikely(!mi_tf_is_owned(list))) {
-            block->mark = 0;
-            return false;
-        }
-        block->mark = mark;
-        block->next = (struct block *)mi_tf_block(list);
-        /* Release: the owner, which acquires, sees the link, the mark, and all that was done to the block before. */
-    } while (!mi_atomic_cas_weak_acq_rel(&page->xthread_free, &list, mi_tf_create((mi_block_t *)block, true)));
-    return true;
+    return engine_malloc_or(size, true, slow);
 }
 
-/* Allocates from the leading heap, or leaves it to `slow`. */
-HIDDEN void *daxtier_engine_malloc(size_t size, void *(*slow)(size_t))
+HIDDEN void daxtier_engine_free(void *block, slow_free *slow)
 {
-    /* Relaxed: a thread that has pages of this heap has met it before; any other goes the slow way. */
-    return pop_or(mi_atomic_load_relaxed(&daxtier_engine_lead), size, false, slow);
-}
-
-/* Allocates zeroed memory from the leading heap, or leaves it to `slow`. */
-HIDDEN void *daxtier_engine_zalloc(size_t size, void *(*slow)(size_t))
-{
-    return pop_or(mi_atomic_load_relaxed(&daxtier_engine_lead), size, true, slow);
-}
-
-/* Frees a block of the zone, or leaves it to `slow`, as it does whatever is no live block. */
-HIDDEN void daxtier_engine_free(void *block, void (*slow)(void *))
-{
-    /* Relaxed: whoever holds a block of the zone got it after the zone was published. */
-    uintptr_t offset = (uintptr_t)block - mi_atomic_load_relaxed(&daxtier_engine_zone_start);
-    if (mi_unlikely(offset >= mi_atomic_load_relaxed(&daxtier_engine_zone_len) || !push(block))) slow(block);
+    engine_free_or(block, slow);
 }
 
 static void *no_block(size_t size)
@@ -205,13 +92,30 @@ static void *no_block(size_t size)
 /* Takes a block from `heap`, or returns NULL when that takes more. */
 HIDDEN void *daxtier_engine_pop(size_t size, mi_heap_t *heap)
 {
-    return pop_or(heap, size, false, no_block);
+    /* What this thread allocated from last; an empty one, of no heap, before its first block and after its end. Relaxed: a
+       thread that has pages of this heap has met it before. */
+    mi_theap_t *theap = _mi_theap_cached();
+    if (mi_unlikely(mi_atomic_load_ptr_relaxed(mi_heap_t, &theap->heap) != heap)) return NULL;
+    return pop_or(theap, size, false, no_block);
 }
 
 /* Frees a live block of the heap zone, or returns false when that takes more. */
 HIDDEN bool daxtier_engine_push(void *block)
 {
     return push(block);
+}
+
+/* Whether the shortcut leads to what this thread allocated from last. */
+HIDDEN bool daxtier_engine_has_shortcut(void)
+{
+    return daxtier_shortcut == _mi_theap_cached();
+}
+
+/* Opens the shortcut to `heap`, if this thread allocated from it last. */
+HIDDEN void daxtier_engine_open_shortcut(const mi_heap_t *heap)
+{
+    mi_theap_t *theap = _mi_theap_cached();
+    if (mi_atomic_load_ptr_relaxed(mi_heap_t, &theap->heap) == heap) daxtier_shortcut = theap;
 }
 
 /* What lies at an address. The numbers are those of `Found` in engine.rs. */

@@ -4,12 +4,19 @@
 //! Memory of the *private heap* (mimalloc's main heap, on ordinary memory) serves the library itself.
 //!
 //! # Fast and slow
-//! `engine.c` does what mimalloc does for most small blocks: it pops them from the thread's page and pushes them back,
-//! inlined in one function each. That part takes no lock and changes nothing that another thread could be waiting for; a
+//! `engine.h` does what mimalloc does for most small blocks: it pops them from the thread's page and pushes them back,
+//! inlined in one function each; when the first page of a size class has run out, `engine.c` takes the next that has room.
+//! That part takes no lock and changes nothing that another thread could be waiting for; a
 //! block of another thread's page goes onto that page's list with one compare-and-swap. Everything else that mimalloc does
 //! is behind [`inside`]: a new page, the last block of a page, an arena, a heap, a collection. A process that is cloned
 //! while a thread is in there would leave its child with whatever that thread held; so [`inside`] is the gate that a fork
 //! closes. A thread that is inside may enter again: mimalloc calls `arena::commit`, which backs a slot.
+//!
+//! # The shortcut
+//! [`malloc_or`] asks nobody which heap it allocates from: the thread's *shortcut* (`sync/shortcut.h`) names its pages of the
+//! heap that leads. [`open_shortcut`] sets it after a slow allocation. It is closed in service and at the end of the thread,
+//! before the engine takes the pages away ([`super::thread_exit`]); the heap itself is never destroyed. When
+//! another heap begins to lead, a thread goes on with what it has of the former one until a size class has run out.
 //!
 //! # Marks
 //! A second free of a block is told by a mark: from its free until it is handed out again, the second word of a block in
@@ -18,9 +25,10 @@
 //! luck once in 2^64. Blocks of the private heap bear no marks: a program that uses mimalloc itself shares that heap.
 //!
 //! # Invariants
-//! - E1: a live block in the heap zone bears no mark: [`malloc`] and `engine.c` remove it before they hand a block out.
+//! - E1: a live block in the heap zone bears no mark: [`malloc`] and `engine.h` remove it before they hand a block out.
 //! - E2: nobody but these functions allocates from or frees to the heap zone.
 
+use super::thread_exit;
 use crate::sync::gate;
 use crate::sys::random;
 use libc::{c_int, c_void};
@@ -98,7 +106,6 @@ unsafe extern "C" {
 unsafe extern "C" {
     static mut daxtier_engine_secret: usize;
     fn daxtier_engine_is_plain() -> bool;
-    safe static daxtier_engine_lead: AtomicPtr<mi_heap_t>;
     safe static daxtier_engine_zone_start: AtomicUsize;
     safe static daxtier_engine_zone_len: AtomicUsize;
     safe fn daxtier_engine_malloc(size: usize, slow: SlowMalloc) -> *mut u8;
@@ -106,6 +113,8 @@ unsafe extern "C" {
     fn daxtier_engine_free(block: *mut u8, slow: SlowFree);
     fn daxtier_engine_pop(size: usize, heap: *mut mi_heap_t) -> *mut u8;
     fn daxtier_engine_push(block: *mut u8) -> bool;
+    safe fn daxtier_engine_has_shortcut() -> bool;
+    fn daxtier_engine_open_shortcut(heap: *const mi_heap_t);
     fn daxtier_engine_find(address: *const u8, start: *mut *mut u8) -> c_int;
     fn daxtier_engine_mark(start: *mut u8);
     fn daxtier_engine_unmark(block: *mut u8);
@@ -205,6 +214,9 @@ pub(super) fn collect() {
     inside(|| unsafe { mi::mi_collect(true) });
 }
 
+/// The heap that leads; NULL before there is one.
+static LEAD: AtomicPtr<mi_heap_t> = AtomicPtr::new(ptr::null_mut());
+
 /// Lets [`malloc_or`] allocate from a heap and [`free_or`] free blocks of the heap zone.
 ///
 /// # Safety
@@ -214,18 +226,24 @@ pub(super) unsafe fn lead(heap: *mut mi_heap_t, zone: &Range<usize>) {
     daxtier_engine_zone_start.store(zone.start, Ordering::Relaxed);
     daxtier_engine_zone_len.store(zone.len(), Ordering::Relaxed);
     // Release: pairs with the Acquire in `leading`; who allocates from the heap sees it as it was made.
-    daxtier_engine_lead.store(heap, Ordering::Release);
+    LEAD.store(heap, Ordering::Release);
 }
 
 /// Returns the heap that leads, if any.
 #[inline(always)]
 pub(super) fn leading() -> Option<NonNull<mi_heap_t>> {
-    let heap = daxtier_engine_lead.load(Ordering::Acquire);
-    if heap.addr() == NO_HEAP { None } else { NonNull::new(heap) }
+    NonNull::new(LEAD.load(Ordering::Acquire))
 }
 
-/// What `daxtier_engine_lead` holds at first.
-const NO_HEAP: usize = 1;
+/// Lets this thread's [`malloc_or`] go on from the heap that leads, if it has just allocated from it. Not in service.
+#[inline]
+pub(crate) fn open_shortcut() {
+    if daxtier_engine_has_shortcut() || !thread_exit::adopt() {
+        return;
+    }
+    // SAFETY: compared only; the thread closes the shortcut before its pages go.
+    unsafe { daxtier_engine_open_shortcut(LEAD.load(Ordering::Relaxed)) };
+}
 
 /// Allocates from the leading heap on the shortest path, or leaves it to `slow`, always so while there is none.
 #[inline(always)]

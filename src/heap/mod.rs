@@ -11,7 +11,7 @@ mod engine;
 mod runs;
 mod thread_exit;
 
-pub(crate) use engine::{Found, free_or, malloc_or};
+pub(crate) use engine::{Found, free_or, malloc_or, open_shortcut};
 pub(crate) use runs::Runs;
 pub(crate) use thread_exit::register as end_threads_inside_the_gate;
 

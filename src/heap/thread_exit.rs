@@ -1,12 +1,15 @@
 //! The end of a thread, inside the gate.
 //!
 //! The engine gives a thread's memory up in the destructor of a pthread key that it makes when it is loaded. That
-//! work takes locks and changes what all threads share, so a fork must not find a thread in it, and the destructor
-//! can't be told so. [`register`] therefore makes a key of our own, whose destructor does the same inside the gate, and
-//! lets the engine set that one for threads that allocate from now on. A thread that used the engine before (in a
-//! program that has its own use for it) ends as it did.
+//! work takes locks and changes what all threads share, so a fork must not find a thread in it; and malloc's shortcut of
+//! the thread has to be closed before. The destructor can't be told so. [`register`] therefore makes a key of our own,
+//! whose destructor does both, and lets the engine set that one for threads that allocate from now on. [`adopt`] makes up
+//! for what was earlier: a thread that set the engine's key, and an engine that made its key after ours because malloc was
+//! called before the library's constructors. A thread that never allocates from a heap that leads (in a program that has its
+//! own use for the engine) ends as it would without us. For some main threads the engine sets no key; it never takes
+//! their pages.
 
-use crate::sync::gate;
+use crate::sync::{gate, shortcut};
 use crate::sys::thread;
 use libc::c_void;
 use std::sync::Once;
@@ -22,20 +25,60 @@ unsafe extern "C" {
     safe fn mi_process_init();
 }
 
+const NO_KEY: u32 = u32::MAX;
+
+/// Our key.
+static KEY: AtomicU32 = AtomicU32::new(NO_KEY);
+/// The engine's own key, which threads have set that came before ours.
+static ENGINES_KEY: AtomicU32 = AtomicU32::new(NO_KEY);
+
 /// Has threads end inside the gate from now on.
 pub(crate) fn register() {
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(|| {
-        // The engine makes its key when it is first used, and would put it over ours.
         mi_process_init();
         // Without a key the engine goes on as it was: a fork may then find a thread at its end.
         let Some(key) = thread::make_key(end) else { return };
-        // Relaxed: the engine reads the word plainly when a thread starts; either key has a destructor that serves.
-        _mi_heap_default_key.store(key, Ordering::Relaxed);
+        replace_engines_key(key);
+        // Relaxed: a number, which publishes nothing else.
+        KEY.store(key, Ordering::Relaxed);
     });
 }
 
+/// Has the calling thread, which has used the engine, end inside the gate, with its shortcut closed first. Returns whether it
+/// will, or keeps its pages for ever.
+pub(super) fn adopt() -> bool {
+    let key = KEY.load(Ordering::Relaxed);
+    if key == NO_KEY {
+        return false;
+    }
+    if _mi_heap_default_key.load(Ordering::Relaxed) != key {
+        replace_engines_key(key);
+    }
+    let engines = ENGINES_KEY.load(Ordering::Relaxed);
+    let theap = thread::key_value(engines);
+    if !theap.is_null() {
+        if !thread::set_key_value(key, theap) {
+            return false;
+        }
+        // Cannot fail: the thread has a value for this key.
+        thread::set_key_value(engines, std::ptr::null_mut());
+    }
+    true
+}
+
+/// Lets the engine set our key. Several threads may do so at once: each puts the same in the same place.
+fn replace_engines_key(key: u32) {
+    // Relaxed: the engine reads the word plainly when a thread starts; either key has a destructor that serves.
+    let engines = _mi_heap_default_key.swap(key, Ordering::Relaxed);
+    if engines != key {
+        ENGINES_KEY.store(engines, Ordering::Relaxed);
+    }
+}
+
 unsafe extern "C" fn end(theap: *mut c_void) {
+    // Of what the shortcut leads to nothing is left after this.
+    shortcut::close();
     // SAFETY: the engine set the value to the ending thread's own, which it expects here.
     gate::run(|| unsafe { _mi_thread_done(theap) });
 }

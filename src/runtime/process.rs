@@ -13,7 +13,7 @@
 //! | `PRIVATE` | the configuration was wrong and says to go on, or the program is privileged | - |
 //!
 //! # Paths
-//! malloc and free begin in the heap's `engine.c`, which serves most calls. It leaves the rest to `alloc_slow` here and
+//! malloc and free begin in the heap's `engine.h`, which serves most calls. It leaves the rest to `alloc_slow` here and
 //! to the function that [`free_or`] was given, and these go into the engine by the two functions that `heap::engine` names.
 //!
 //! [`GlobalAlloc`]: super::GlobalAlloc
@@ -58,11 +58,12 @@ pub fn alloc(size: usize, align: usize, zero: bool) -> *mut u8 {
     heap::malloc_or(size, zero, if zero { zalloc_slow } else { malloc_slow })
 }
 
-/// Serves what takes more than to pop a block.
-fn alloc_slow(size: usize, align: usize, zero: bool) -> *mut u8 {
+/// Allocates as [`alloc`] does what takes more than to pop a block.
+pub fn alloc_slow(size: usize, align: usize, zero: bool) -> *mut u8 {
     if align <= LARGEST_ARENA_ALIGN && !service::is_set() {
         let block = heap::malloc_slow(size, align, zero);
         if !block.is_null() {
+            heap::open_shortcut();
             return block;
         }
     }

@@ -1,8 +1,10 @@
 //! Locks, counters and lazily backed arrays that work inside `malloc`.
 //!
 //! Nothing here allocates after construction, and nothing calls libc beyond the futex and madvise wrappers of
-//! `sys`. [`Mutex`] is a futex lock, [`gate`] keeps threads out of what a fork must find whole, [`PercpuRef`] a reference count whose live path touches one line per
-//! processor, [`percpu_sums`] are statistics that touch as little, [`LazySlice`] is an array whose memory appears where it is used, [`bell`] wakes a thread that does the others' work.
+//! `sys`. [`Mutex`] is a futex lock, [`gate`] keeps threads out of what a fork must find whole, [`PercpuRef`] is a
+//! reference count whose live path touches one line per processor, [`percpu_sums`] are statistics that touch as little,
+//! [`LazySlice`] is an array whose memory appears where it is used, [`bell`] wakes a thread that does the others' work,
+//! [`service`] marks the library's own work, which closes the [`shortcut`] of malloc.
 //!
 //! [`atomic`] is the one place that swaps the standard atomics for loom's: build with `--cfg loom` to
 //! model-check. Uses `sys`; used by everything above it.
@@ -16,6 +18,7 @@ pub(crate) mod percpu_sums;
 #[cfg_attr(loom, path = "rseq/model.rs")]
 pub(crate) mod rseq;
 pub(crate) mod service;
+pub(crate) mod shortcut;
 
 #[cfg(all(test, loom))]
 mod loom_bell;

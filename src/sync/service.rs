@@ -1,11 +1,11 @@
 //! Service sections: code of the library's own on a program's thread.
 //!
 //! While a thread is in service, allocations that reach a global allocator of ours are served from the private
-//! heap, so that backing a slot never allocates from the space that it is about to extend; `errno` is kept; and
-//! the thread is inside the [gate](super::gate), so every lock that is only taken in service is free in a forked
-//! child.
+//! heap (malloc's [shortcut](super::shortcut) is closed), so that backing a slot never allocates from the space that it
+//! is about to extend; `errno` is kept; and the thread is inside the [gate](super::gate), so every lock that is only taken
+//! in service is free in a forked child.
 
-use super::gate;
+use super::{gate, shortcut};
 use crate::sys;
 use std::cell::Cell;
 
@@ -34,6 +34,7 @@ pub(crate) fn run<T>(work: impl FnOnce() -> T) -> T {
     let errno = sys::errno::get();
     gate::run(|| {
         IN_SERVICE.set(true);
+        shortcut::close();
         let _restore = Restore(errno);
         work()
     })

@@ -31,6 +31,18 @@ pub(crate) fn make_key(destructor: unsafe extern "C" fn(*mut c_void)) -> Option<
     (unsafe { libc::pthread_key_create(&raw mut key, Some(destructor)) } == 0).then_some(key)
 }
 
+/// Returns the calling thread's value of a key; NULL before it has set one.
+pub(crate) fn key_value(key: u32) -> *mut c_void {
+    // SAFETY: takes any number; one that is no key has the value NULL.
+    unsafe { libc::pthread_getspecific(key) }
+}
+
+/// Sets the calling thread's value of a key. Returns whether there was memory for it.
+pub(crate) fn set_key_value(key: u32, value: *mut c_void) -> bool {
+    // SAFETY: takes any number and any value; the key's maker answers for what its destructor does with it.
+    unsafe { libc::pthread_setspecific(key, value) == 0 }
+}
+
 /// Whether a thread of this process sleeps in the system call that locks use; `false` where the kernel does not tell.
 pub(crate) fn waits_for_lock(tid: u32) -> bool {
     let mut path = [0u8; 64];

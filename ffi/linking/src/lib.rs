@@ -29,18 +29,32 @@ pub struct Cdylib {
     soname: String,
     oldest_glibc: GlibcVersion,
     version_script: Option<PathBuf>,
+    exports_c: bool,
 }
 
 impl Cdylib {
     /// Describes a library that loads with glibc 2.28 and newer and stays loaded once it is.
     pub fn new(soname: &str) -> Cdylib {
-        Cdylib { soname: soname.to_owned(), oldest_glibc: GlibcVersion(2, 28), version_script: None }
+        Cdylib {
+            soname: soname.to_owned(),
+            oldest_glibc: GlibcVersion(2, 28),
+            version_script: None,
+            exports_c: false,
+        }
     }
 
     /// Exports exactly what this version script says, at the versions that it says.
     #[must_use]
     pub fn version_script(mut self, path: &Path) -> Cdylib {
         self.version_script = Some(path.to_owned());
+        self
+    }
+
+    /// The version script names functions that are written in C, of which rustc's own list knows nothing: without GNU ld
+    /// the library can't be linked.
+    #[must_use]
+    pub fn exports_c(mut self) -> Cdylib {
+        self.exports_c = true;
         self
     }
 
@@ -63,7 +77,14 @@ impl Cdylib {
         link_arg(&format!("-L{}", stubs.display()));
         if let Some(script) = &self.version_script {
             println!("cargo::rerun-if-changed={}", script.display());
-            version_script::apply(script, &out_dir.join("linker-front"))?;
+            if !version_script::apply(script, &out_dir.join("linker-front"))? {
+                if self.exports_c {
+                    return Err(LinkingError::NoGnuLd { library: self.soname.clone() });
+                }
+                println!(
+                    "cargo::warning=GNU ld is not installed: the symbols of the library carry no versions"
+                );
+            }
         }
         Ok(())
     }
@@ -100,6 +121,11 @@ pub enum LinkingError {
         /// What is wrong.
         source: object::read::Error,
     },
+    /// GNU ld is needed and not installed.
+    NoGnuLd {
+        /// The library that needs it.
+        library: String,
+    },
     /// A tool could not be run or failed.
     Tool {
         /// The command line.
@@ -117,6 +143,12 @@ impl fmt::Display for LinkingError {
             }
             LinkingError::File { path, source } => write!(f, "{}: {source}", path.display()),
             LinkingError::Elf { path, source } => write!(f, "{}: {source}", path.display()),
+            LinkingError::NoGnuLd { library } => {
+                write!(
+                    f,
+                    "GNU ld (ld.bfd) is not installed, and {library} can't be linked without: install binutils"
+                )
+            }
             LinkingError::Tool { command, output } => write!(f, "{command}: {output}"),
         }
     }

@@ -11,9 +11,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Links with `script` and through a front in `dir`. Where GNU ld is missing, rustc's list stays in force: the same
-/// names are exported, without versions.
-pub(crate) fn apply(script: &Path, dir: &Path) -> Result<(), LinkingError> {
+/// Links with `script` and through a front in `dir`. Returns `false` where GNU ld is missing; then rustc's list stays in
+/// force: the same names are exported but for those written in C, without versions.
+pub(crate) fn apply(script: &Path, dir: &Path) -> Result<bool, LinkingError> {
     let ld = PathBuf::from(run(compiler()?.arg("-print-prog-name=ld.bfd"))?.trim());
     let has_ld = if ld.is_absolute() {
         ld.exists()
@@ -22,8 +22,7 @@ pub(crate) fn apply(script: &Path, dir: &Path) -> Result<(), LinkingError> {
         run(std::process::Command::new(&ld).arg("--version")).is_ok()
     };
     if !has_ld {
-        println!("cargo::warning=GNU ld is not installed: the symbols of the library carry no versions");
-        return Ok(());
+        return Ok(false);
     }
     let file_error = |source| LinkingError::File { path: dir.to_owned(), source };
     fs::create_dir_all(dir).map_err(file_error)?;
@@ -33,7 +32,7 @@ pub(crate) fn apply(script: &Path, dir: &Path) -> Result<(), LinkingError> {
     link_arg(&format!("-B{}", dir.display()));
     link_arg("-fuse-ld=bfd");
     link_arg(&format!("-Wl,--version-script={}", script.display()));
-    Ok(())
+    Ok(true)
 }
 
 fn front_script(ld: &Path, script: &Path) -> String {

@@ -1,6 +1,6 @@
 //! malloc for unmodified programs: `LD_PRELOAD=libdaxtier_preload.so PROGRAM`.
 //!
-//! The C allocation functions, each a line or two over the process's pool. A pointer that is not the library's own
+//! The C allocation functions, each a line or two over the process's pool; those that programs call most are in `malloc.c`. A pointer that is not the library's own
 //! (from before it was loaded, from another copy of the C library) is left to its owner: `free` ignores it,
 //! `realloc` copies it. Nothing is ever torn down: programs free until after their exit handlers. Besides, `memory` stands in
 //! for calls that a program may make on its blocks, `descriptors` for those that could close the library's own, `fork` for the
@@ -48,38 +48,30 @@ const PAGE: usize = 4096;
 pub static daxtier_runtime_v1: RuntimeV1 =
     RuntimeV1::of::<OwnRuntime>(c"preload", daxtier::runtime::own::VERSION);
 
-/// Allocates `size` bytes. See malloc(3).
-#[unsafe(no_mangle)]
-pub extern "C" fn malloc(size: size_t) -> *mut c_void {
-    process::alloc(size, MIN_ALIGN, false).cast()
+// malloc.c.
+unsafe extern "C" {
+    safe fn malloc(size: size_t) -> *mut c_void;
 }
 
-/// Allocates `count` times `size` zero bytes. See calloc(3).
+/// Serves what malloc's shortest path does not.
 #[unsafe(no_mangle)]
-pub extern "C" fn calloc(count: size_t, size: size_t) -> *mut c_void {
-    match count.checked_mul(size) {
-        Some(total) => process::alloc(total, MIN_ALIGN, true).cast(),
-        None => too_large(),
-    }
+extern "C" fn daxtier_preload_malloc_slow(size: size_t) -> *mut c_void {
+    process::alloc_slow(size, MIN_ALIGN, false).cast()
 }
 
-/// Frees a block; NULL is allowed. Keeps `errno`. See free(3).
+/// Serves what calloc's shortest path does not.
+#[unsafe(no_mangle)]
+extern "C" fn daxtier_preload_zalloc_slow(size: size_t) -> *mut c_void {
+    process::alloc_slow(size, MIN_ALIGN, true).cast()
+}
+
+/// Frees what free's shortest path does not.
 ///
 /// # Safety
 /// `block` is NULL, or a live block of any allocator of the process that nobody uses any more.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn free(block: *mut c_void) {
-    // SAFETY: the caller argued it.
-    unsafe { process::free_or(block.cast(), free_slow) };
-}
-
-/// Frees what the shortest path does not.
-///
-/// # Safety
-/// As for `free`.
-#[inline(never)]
-unsafe extern "C" fn free_slow(block: *mut u8) {
-    let Some(block) = NonNull::new(block) else { return };
+unsafe extern "C" fn daxtier_preload_free_slow(block: *mut c_void) {
+    let Some(block) = NonNull::new(block.cast::<u8>()) else { return };
     // SAFETY: the caller argued it.
     match unsafe { process::free(block) } {
         Ok(()) => {}
@@ -87,16 +79,6 @@ unsafe extern "C" fn free_slow(block: *mut u8) {
         Err(NotABlock::Foreign { .. }) => unsafe { foreign::free(block.as_ptr().cast()) },
         Err(error) => process::complain(error),
     }
-}
-
-/// Frees a block, as `free` does.
-///
-/// # Safety
-/// As for `free`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cfree(block: *mut c_void) {
-    // SAFETY: the caller argued it.
-    unsafe { free(block) };
 }
 
 /// Resizes a block. See realloc(3); a size of 0 gives a block of its own.
@@ -173,7 +155,7 @@ pub extern "C" fn valloc(size: size_t) -> *mut c_void {
 pub extern "C" fn pvalloc(size: size_t) -> *mut c_void {
     match size.checked_next_multiple_of(PAGE) {
         Some(pages) => memalign(PAGE, pages.max(PAGE)),
-        None => too_large(),
+        None => daxtier_preload_too_large(),
     }
 }
 
@@ -189,7 +171,8 @@ pub unsafe extern "C" fn malloc_usable_size(block: *mut c_void) -> size_t {
 
 /// Refuses a size that no number holds.
 #[cold]
-fn too_large() -> *mut c_void {
+#[unsafe(no_mangle)]
+extern "C" fn daxtier_preload_too_large() -> *mut c_void {
     set_errno(libc::ENOMEM);
     ptr::null_mut()
 }
