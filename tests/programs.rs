@@ -392,6 +392,14 @@ os._exit(5)
 }
 
 #[test]
+fn threads_allocate_in_their_destructors_and_end_well() {
+    let run = Run::new("16M", "emulated:512M");
+    let Some(binary) = run.compile_c("exits", "destructors") else { return };
+    let ran = run.args([&binary]).output();
+    assert_eq!(ran.stdout(), "ended well\n", "{}", ran.describe());
+}
+
+#[test]
 fn a_program_that_leaves_in_a_signal_handler_does_not_hang() {
     let scratch = Run::new("16M", "emulated:512M");
     let Some(binary) = scratch.compile_c("exits", "handler") else { return };
