@@ -142,13 +142,14 @@ fn used_pages(folios_by_order: &[u64; NR_ORDERS]) -> u64 {
 impl Body {
     fn stats(&self) -> PgmapStats {
         let counters = &self.counters;
-        counters.look_at_peak();
-        let bytes = |pages: &AtomicU64| pages.load(Ordering::Relaxed) * PAGE_SIZE as u64;
         let folios_by_order = counters.folios_by_order();
+        let used_pages = used_pages(&folios_by_order);
+        counters.peak_pages.fetch_max(used_pages, Ordering::Relaxed);
+        let bytes = |pages: &AtomicU64| pages.load(Ordering::Relaxed) * PAGE_SIZE as u64;
         PgmapStats {
             capacity_bytes: self.limit_pages * PAGE_SIZE as u64,
             claimed_bytes: bytes(&counters.claimed_pages),
-            used_bytes: used_pages(&folios_by_order) * PAGE_SIZE as u64,
+            used_bytes: used_pages * PAGE_SIZE as u64,
             peak_bytes: bytes(&counters.peak_pages),
             prezeroed_bytes: self.prezeroed.nr_aside() as u64 * Order::HUGE.len_bytes(),
             metadata_bytes: self.metadata_bytes(),

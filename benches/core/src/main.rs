@@ -1,10 +1,11 @@
 //! Goes through the catalogue once and prints `NAME THREADS CONTENDER VALUE UNIT` for each value.
 //!
-//! `bench-core [--round N] [--quick] [GROUP]`. The number of the round decides who goes first; `cargo xtask bench core` runs a
+//! `bench-core [--round N] [--quick] [--cpu-time] [GROUP]`. `--cpu-time` counts what the threads run, for busy machines. The number of the round decides who goes first; `cargo xtask bench core` runs a
 //! process for each round, so that also what a process is dealt once, as the places of its memory, differs between them.
 
 use daxtier_bench_core::Budget;
 use daxtier_bench_core::catalogue::{Scale, cases};
+use daxtier_bench_core::threads::count_cpu_time;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--quick" => (scale, time) = (Scale::QUICK, Duration::from_micros(100)),
+            "--cpu-time" => count_cpu_time(),
             "--round" => match arguments.next().and_then(|number| number.parse().ok()) {
                 Some(number) => round = number,
                 None => return usage(),
@@ -38,6 +40,8 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: bench-core [--round N] [--quick] [offset|refcount|pgmap|fragmentation|metadata]");
+    eprintln!(
+        "usage: bench-core [--round N] [--quick] [--cpu-time] [offset|refcount|pgmap|fragmentation|metadata]"
+    );
     ExitCode::FAILURE
 }

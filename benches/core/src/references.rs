@@ -22,7 +22,7 @@ pub enum Subject {
     Alloc(u8),
     /// A folio of a page, at an offset that the caller chose, beside one that lives.
     Request,
-    /// The same in a 2 MiB block that is idle otherwise: metadata for its pages is made and given back.
+    /// The same in a 2 MiB block that is idle otherwise, so that metadata for its pages comes to be and ceases.
     RequestAlone,
     /// A reference to a folio that all threads have.
     SharedFolio,
