@@ -318,3 +318,28 @@ proptest! {
         prop_assert_eq!(pgmap.stats().used_bytes, 0);
     }
 }
+
+/// Blocks that cease to be split keep their page words until another takes their place; then they are given back, unless the block
+/// is split again. Here two blocks that share a place come and go.
+#[test]
+fn page_words_of_a_block_in_use_are_never_given_back() {
+    let options = PgmapOptions { offsets: OffsetTracking::Own, ..PgmapOptions::default() };
+    let (pgmap, _) = bind_with(TestDevice::new(64 * MIB), options);
+    std::thread::scope(|scope| {
+        for block in [0, 8] {
+            let pgmap = &pgmap;
+            scope.spawn(move || {
+                for round in 0..20_000u64 {
+                    let folio = pgmap.request_folio(block * 512 + round % 512, Order::PAGE).expect("idle");
+                    assert_eq!(folio.ref_count(), 1, "round {round}");
+                    let raw = folio.into_raw();
+                    assert_eq!(raw.put(), Ok(()), "round {round}");
+                }
+            });
+        }
+    });
+    validate(&pgmap);
+    let base = pgmap.stats().metadata_bytes;
+    drop(pgmap.request_folio(0, Order::PAGE).expect("idle"));
+    assert_eq!(pgmap.stats().metadata_bytes, base);
+}
