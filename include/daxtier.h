@@ -29,8 +29,9 @@
  *   it does in the child after fork(2), whether a signal handler may call it, and how long pointers
  *   and numbers stay valid. "Blocks: no" does not exclude page faults.
  * - No C++ exception and no Rust panic leaves a function (DAXTIER_EPANIC). A callback must not throw.
- * - Threads of the library run from the first use of what needs them: two for moving memory, one for
- *   daxtier_pgmap_keep_zeroed(). They block every signal and call none of the program's functions.
+ * - Threads of the library run from the first use of what needs them: those that move memory, two if
+ *   the configuration asks for no more, and one for daxtier_pgmap_keep_zeroed(). They block every
+ *   signal and call none of the program's functions.
  * - The library has fork handlers (pthread_atfork) from the first pool or pgmap on, and a handler of
  *   SIGBUS where memory of a device is used: what it does not mend goes on to the program's own
  *   handler. It has no exit handlers.
