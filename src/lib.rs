@@ -80,8 +80,9 @@ pub use runtime::PoolAllocator;
 #[doc(hidden)]
 pub use runtime::process as preload;
 pub use runtime::{
-    Advice, AllocError, AllocOptions, CloseError, ForeignPointer, GlobalAlloc, MigrateError, MigrationCounts,
-    MigrationStats, NotABlock, Outcome, Placement, Pool, PoolError, Ticket,
+    Advice, AllocError, AllocOptions, CloseError, DeviceChangeError, Drained, ForeignPointer, GlobalAlloc,
+    Held, HeldBy, MigrateError, MigrationCounts, MigrationStats, NotABlock, Outcome, Placement, Pool,
+    PoolError, Ticket,
     config::{Config, ConfigError},
 };
 pub use tier::Tier;

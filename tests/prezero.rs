@@ -79,7 +79,7 @@ fn a_pool_that_found_nothing_free_is_filled_when_something_is() {
 #[test]
 fn a_pool_hands_out_what_its_tiers_keep_ready() {
     let pool = Pool::open(&Config::parse("fast=32M slow=emulated:64M").unwrap()).unwrap();
-    let slow = &pool.tiers()[1].pgmaps()[0];
+    let slow = &pool.tiers()[1].pgmaps()[0].clone();
     slow.keep_zeroed(2).unwrap();
     wait_for(slow, 2);
     let used = pool.stats().tiers[1].used_bytes;

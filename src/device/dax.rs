@@ -54,6 +54,7 @@ pub struct Dax {
     len_bytes: u64,
     align_bytes: u64,
     target_node: Option<u32>,
+    numa_node: Option<u32>,
     file: Descriptor,
     /// Who maps the node without a claim, and when that was looked up; `None` when it does not matter.
     strangers: Option<Mutex<Seen>>,
@@ -125,6 +126,7 @@ impl Dax {
             len_bytes: range.end - range.start,
             align_bytes,
             target_node: info.target_node,
+            numa_node: info.numa_node,
             file,
             strangers: (!options.force).then(|| Mutex::new(Seen::default())),
         };
@@ -274,6 +276,11 @@ impl Device for Dax {
 
     fn node(&self) -> Option<u32> {
         self.target_node
+    }
+
+    /// The memory's own node is not online while programs map it.
+    fn near_node(&self) -> Option<u32> {
+        self.numa_node
     }
 
     fn claim(&self, range: Range<u64>) -> Result<Claim, DeviceError> {

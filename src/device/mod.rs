@@ -105,6 +105,11 @@ pub trait Device: Send + Sync + Debug {
     /// Returns the NUMA node of the memory, where it is known.
     fn node(&self) -> Option<u32>;
 
+    /// Returns the NUMA node that accesses to the memory go through: its own, or the one that a device hangs on.
+    fn near_node(&self) -> Option<u32> {
+        self.node()
+    }
+
     /// Claims a range for this process. Blocks on nothing but the kernel.
     ///
     /// # Errors

@@ -54,6 +54,11 @@ impl Pgmap {
         }
     }
 
+    /// Whether the pgmap was killed, and not brought back.
+    pub(crate) fn is_dying(&self) -> bool {
+        self.core().refs.is_dying()
+    }
+
     /// Kills the pgmap: no request that begins after this returns succeeds. Live folios stay valid. Does not wait
     /// for them.
     ///

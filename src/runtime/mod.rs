@@ -36,5 +36,5 @@ pub use error::{AllocError, CloseError, ForeignPointer, MigrateError, NotABlock,
 pub use fork::register as register_fork_handlers;
 pub use global_alloc::GlobalAlloc;
 pub use migration::{Histogram, MigrationCounts, MigrationStats, Outcome, Ticket};
-pub use pool::{Advice, AllocOptions, Placement, Pool};
+pub use pool::{Advice, AllocOptions, DeviceChangeError, Drained, Held, HeldBy, Placement, Pool};
 pub use publish::{StatsReadError, stats_of_process};

@@ -2,9 +2,12 @@
 //!
 //! A [`Pool`] is the library's front door. It hands out folios of its tiers and blocks of its heap, says where a
 //! byte is, and keeps the figures. Several pools can be open at once; each has its own devices. `moving` has what moves
-//! blocks between the tiers.
+//! blocks between the tiers, `devices` how devices come and go.
 
+mod devices;
 mod moving;
+
+pub use devices::{DeviceChangeError, Drained, Held, HeldBy};
 
 use super::config::{AvailableMemory, Config, FastSize, Migrate, SlowSpec};
 use super::error::{AllocError, CloseError, ForeignPointer, NotABlock, PoolError};
@@ -401,7 +404,7 @@ impl Pool {
                 self.inner.space.folios().into_iter().chain(self.inner.tiers.metadata_folios()).collect();
             let pgmaps = self.tiers().iter().flat_map(Tier::pgmaps);
             pgmaps
-                .flat_map(Pgmap::live_folios)
+                .flat_map(|pgmap| pgmap.live_folios())
                 .filter(|folio| !held.contains(&(folio.pgmap, folio.offset)))
                 .collect()
         })

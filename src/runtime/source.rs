@@ -9,6 +9,7 @@ use crate::counters::MigrationCounters;
 use crate::error::SysError;
 use crate::folio::{Folio, FolioError, RawFolio};
 use crate::offset::Lifetime;
+use crate::pgmap::Pgmap;
 use crate::policy::{Choice, Placer};
 use crate::space::{SLOT_BYTES, SlotSource};
 use crate::sync::StaticMutex;
@@ -60,10 +61,7 @@ impl Tiers {
             cushion: Mutex::new(cushion),
             page,
         };
-        for (at, tier) in tiers.tiers.iter().enumerate() {
-            let devices: Vec<&str> = tier.pgmaps().iter().map(|pgmap| pgmap.device().name()).collect();
-            tiers.page.describe_tier(at, tier.name(), tier.kind().as_str(), &devices);
-        }
+        (0..tiers.tiers.len()).for_each(|at| tiers.describe(at));
         tiers.charge_metadata()?;
         tiers.publish();
         let tiers = Arc::new(tiers);
@@ -72,6 +70,33 @@ impl Tiers {
         open.push(Arc::downgrade(&tiers));
         drop(open);
         Ok(tiers)
+    }
+
+    /// Publishes what a tier is made of.
+    fn describe(&self, at: usize) {
+        let tier = &self.tiers[at];
+        let pgmaps = tier.pgmaps();
+        let devices: Vec<&str> = pgmaps.iter().map(|pgmap| pgmap.device().name()).collect();
+        self.page.describe_tier(at, tier.name(), tier.kind().as_str(), &devices);
+    }
+
+    /// Adds a pgmap to a tier. Returns `false` when the tier has as many as it can have.
+    pub(super) fn add(&self, at: usize, pgmap: Pgmap) -> bool {
+        let is_added = self.tiers[at].add(pgmap);
+        if is_added {
+            self.describe(at);
+            // As for every slot: a refusal leaves the charge short until the next one.
+            let _ = self.charge_metadata();
+        }
+        self.publish();
+        is_added
+    }
+
+    /// Takes a pgmap out of a tier.
+    pub(super) fn remove(&self, at: usize, id: u16) {
+        self.tiers[at].remove(id);
+        self.describe(at);
+        self.publish();
     }
 
     pub(super) fn as_slice(&self) -> &[Tier] {
@@ -122,8 +147,7 @@ impl Tiers {
 
     /// Holds back as much fast memory as the metadata of all pgmaps has come to.
     fn charge_metadata(&self) -> Result<(), FolioError> {
-        let own = OWN_METADATA_BYTES
-            + self.tiers.iter().flat_map(Tier::pgmaps).map(|pgmap| pgmap.stats().metadata_bytes).sum::<u64>();
+        let own = OWN_METADATA_BYTES + self.tiers.iter().map(Tier::metadata_bytes).sum::<u64>();
         while self.metadata_bytes() < own {
             let folio = self.tiers[0].alloc(Order::HUGE, Lifetime::Long)?;
             self.metadata_bytes.fetch_add(folio.len_bytes() as u64, Ordering::Relaxed);

@@ -192,6 +192,17 @@ impl Space {
         next.or(first)
     }
 
+    /// Returns the index and the folio of every slot that is mapped from a pgmap's device.
+    pub(crate) fn slots_of_pgmap(&self, id: u16) -> Vec<(usize, RawFolio)> {
+        let mut slots = Vec::new();
+        self.for_each_slot(|index| {
+            let state = self.slot(index).lock();
+            let is_shared = state.mapping == Mapping::Shared;
+            slots.extend(state.folio.filter(|raw| is_shared && raw.pgmap() == id).map(|raw| (index, raw)));
+        });
+        slots
+    }
+
     /// Calls `visit` with the index of every slot in use, and of some others.
     fn for_each_slot(&self, mut visit: impl FnMut(usize)) {
         self.chunks.for_each_taken(|chunk| {

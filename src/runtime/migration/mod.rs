@@ -312,6 +312,13 @@ fn release_due() -> Option<Duration> {
     }
 }
 
+/// Returns the offsets of a pgmap's folios that are out of use for a while after they were left. Runs in service.
+pub(super) fn quarantined_of(pgmap: u16) -> Vec<u64> {
+    let state = STATE.lock();
+    let is_ours = state.pid == std::process::id();
+    if is_ours { state.quarantine.offsets_of(pgmap) } else { Vec::new() }
+}
+
 /// Gives the quarantined folios of some pgmaps back. For a pool that closes. Runs in service.
 pub(super) fn end_quarantine(is_of_pool: impl Fn(u16) -> bool) {
     let ended = {

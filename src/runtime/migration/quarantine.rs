@@ -63,6 +63,11 @@ impl Quarantine {
         }
     }
 
+    /// Returns the offsets of a pgmap's folios.
+    pub(super) fn offsets_of(&self, pgmap: u16) -> Vec<u64> {
+        self.folios.iter().map(|(_, raw)| raw).filter(|raw| raw.pgmap() == pgmap).map(|raw| raw.offset()).collect()
+    }
+
     /// Takes the folios of some pgmaps out, whatever their time.
     pub(super) fn take_all(&mut self, is_wanted: impl Fn(u16) -> bool) -> Vec<RawFolio> {
         let mut taken = Vec::new();

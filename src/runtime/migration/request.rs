@@ -15,6 +15,8 @@ pub(crate) struct Request {
     tiers: Arc<Tiers>,
     /// The tier's number.
     pub(super) to: usize,
+    /// The pgmap that slots must lie on to be moved; any without.
+    pub(super) only: Option<u16>,
     slots: Range<usize>,
     /// The next slot that is handed out. Relaxed: the engine's lock is held.
     next: AtomicUsize,
@@ -32,6 +34,7 @@ impl Request {
         Request {
             tiers,
             to,
+            only: None,
             next: AtomicUsize::new(slots.start),
             left: AtomicUsize::new(slots.len()),
             is_cancelled: AtomicBool::new(false),
@@ -39,6 +42,11 @@ impl Request {
             counts: [const { AtomicU64::new(0) }; NR_OUTCOMES],
             slots,
         }
+    }
+
+    /// Makes a request for one slot, if it lies on a pgmap when its turn comes.
+    pub(in super::super) fn of_pgmap(tiers: Arc<Tiers>, to: usize, slot: usize, pgmap: u16) -> Request {
+        Request { only: Some(pgmap), ..Request::new(tiers, to, slot..slot + 1) }
     }
 
     pub(super) fn tiers(&self) -> &Arc<Tiers> {

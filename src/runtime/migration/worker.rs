@@ -168,6 +168,9 @@ impl Worker {
             (state.folio, state.mapping, state.pins)
         };
         let raw = raw.ok_or(Outcome::Gone)?;
+        if request.only.is_some_and(|pgmap| pgmap != raw.pgmap()) {
+            return Err(Outcome::Gone);
+        }
         let tiers = request.tiers();
         let from = tiers.tier_of(raw.pgmap()).ok_or(Outcome::Gone)?;
         if from == request.to {
