@@ -214,6 +214,15 @@
 /* Advice: the contents of the range are of no more use. Whole pages inside read as zero afterwards. */
 #define DAXTIER_ADVICE_DISCARD 2
 
+/* A piece of a device that is still in use: held by blocks that malloc handed out. */
+#define DAXTIER_HELD_BLOCKS 1
+
+/* A piece of a device that is still in use: held by a folio, which never moves. */
+#define DAXTIER_HELD_FOLIO 2
+
+/* A piece of a device that was just left, and is free in a moment. */
+#define DAXTIER_HELD_SETTLING 3
+
 /*
  * A pool: tiers, a placement policy and a heap. The number of a closed pool is never given again. 0 stands for the
  * default pool, where a function says that it takes it.
@@ -475,6 +484,26 @@ struct daxtier_migration_stats {
     uint64_t blocked_us[32];
     /* The same of the whole move, preparation included. */
     uint64_t total_us[32];
+};
+
+/* A piece of a device that is still in use. */
+struct daxtier_held {
+    /* Set by the caller: sizeof(struct daxtier_held). */
+    size_t size;
+    /* Where it is in the device's pgmap, in pages. */
+    uint64_t offset;
+    /* Its length in bytes. */
+    uint64_t len_bytes;
+    /* Where the program sees it; NULL if it never asked. */
+    void *address;
+    /* The folio's user word, see daxtier_folio_set_user(); 0 for blocks. */
+    uint64_t user;
+    /* DAXTIER_HELD_BLOCKS, DAXTIER_HELD_FOLIO or DAXTIER_HELD_SETTLING. */
+    uint32_t holder;
+    /* References to the folio; 0 for blocks. */
+    uint32_t ref_count;
+    /* What stands in the way of moving it, for a person to read. */
+    char reason[64];
 };
 
 #ifdef __cplusplus
@@ -958,6 +987,61 @@ int daxtier_unpin(daxtier_pool pool, const void *address, size_t size);
  * Returns 0; DAXTIER_EHANDLE; DAXTIER_ENODEV when there is no default pool; DAXTIER_ENULL; DAXTIER_ESIZE.
  */
 int daxtier_migration_stats(daxtier_pool pool, struct daxtier_migration_stats *stats);
+
+/*
+ * Adds a slow device to a pool. Memory is placed there from now on.
+ *
+ * device is written as in the setting slow=, such as "/dev/dax1.0" or "/dev/dax1.0,size=4G".
+ *
+ * Threads: any number at once. Blocks: on the kernel and the device. After fork: adds to the child's copy of the pool.
+ * Signal handlers: not allowed. Lifetime: device is not used after the call.
+ * Returns 0; DAXTIER_ECONFIG when the text is wrong; DAXTIER_ENODEV when there is no such device or the pool has no slow
+ * tier; DAXTIER_EBUSY or another negative errno value when the device cannot be had or is there already;
+ * DAXTIER_EHANDLE; DAXTIER_ENULL.
+ */
+int daxtier_device_add(daxtier_pool pool,
+                       const char *device);
+
+/*
+ * Places nothing more on a slow device, and moves what is there to other devices or to DRAM, until nothing is left or
+ * the time is up. device is its name as daxtier_where() gives it.
+ *
+ * With DAXTIER_ETIMEDOUT things are left: held receives up to capacity of them and nr_held how many there are,
+ * which may be more. They stay valid; another call tries again. Set held[0].size: it says how long each element is. Both
+ * may be NULL, held only with capacity 0. Folios never move: their holders put them.
+ *
+ * Threads: any number at once, and others may use the memory meanwhile. Blocks: up to about timeout_ms. After fork:
+ * drains the child's own device. Signal handlers: not allowed. Lifetime: nothing is kept.
+ * Returns 0 when the device is drained; DAXTIER_ETIMEDOUT; DAXTIER_ENODEV when the pool has no such device;
+ * DAXTIER_EHANDLE; DAXTIER_ENULL; DAXTIER_ESIZE.
+ */
+int daxtier_device_drain(daxtier_pool pool,
+                         const char *device,
+                         uint32_t timeout_ms,
+                         struct daxtier_held *held,
+                         size_t capacity,
+                         size_t *nr_held);
+
+/*
+ * Lets a device that is drained, or being drained, serve again.
+ *
+ * Threads: any number at once. Blocks: briefly. After fork: as daxtier_device_add(). Signal handlers: not allowed.
+ * Lifetime: nothing is kept.
+ * Returns 0; DAXTIER_EINVAL when it serves already; DAXTIER_ENODEV when the pool has no such device; DAXTIER_EHANDLE;
+ * DAXTIER_ENULL.
+ */
+int daxtier_device_resume(daxtier_pool pool, const char *device);
+
+/*
+ * Takes a drained device out of a pool, so that other processes can have it.
+ *
+ * Threads: any number at once. Blocks: on the kernel. After fork: as daxtier_device_add(). Signal handlers: not allowed.
+ * Lifetime: nothing is kept.
+ * Returns 0; DAXTIER_EBUSY while something is left on it; DAXTIER_EINVAL before it was drained; DAXTIER_ENODEV when the
+ * pool has no such device; DAXTIER_EHANDLE; DAXTIER_ENULL.
+ */
+int daxtier_device_remove(daxtier_pool pool,
+                          const char *device);
 
 #ifdef __cplusplus
 }

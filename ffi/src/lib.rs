@@ -16,6 +16,7 @@
 
 mod alloc;
 mod device;
+mod drain;
 mod error;
 mod folio;
 mod handle;

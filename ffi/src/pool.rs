@@ -326,7 +326,7 @@ pub(crate) fn not_a_block(error: &NotABlock) -> Failure {
     }
 }
 
-fn pool_failure(error: &PoolError) -> Failure {
+pub(crate) fn pool_failure(error: &PoolError) -> Failure {
     match error {
         PoolError::Config(_) => failure!(DAXTIER_ECONFIG, "{error}"),
         _ => Failure::errno(error.errno(), format_args!("{error}")),

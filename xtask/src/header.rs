@@ -8,8 +8,8 @@ use cbindgen::{Builder, Config, DocumentationStyle, ItemType, Language, SortKey,
 use std::fs;
 
 /// The modules of `ffi/src`, in the order of the header.
-const MODULES: [&str; 9] =
-    ["version", "error", "alloc", "pool", "device", "pgmap", "folio", "heap", "migrate"];
+const MODULES: [&str; 10] =
+    ["version", "error", "alloc", "pool", "device", "pgmap", "folio", "heap", "migrate", "drain"];
 
 /// Columns of the header. Comments come as long as they are in the sources.
 const LINE_LENGTH: usize = 120;
@@ -127,7 +127,7 @@ fn config() -> Config {
 }
 
 /// The types that C sees, by their Rust names.
-const TYPES: [&str; 15] = [
+const TYPES: [&str; 16] = [
     "DaxtierPool",
     "DaxtierPgmap",
     "DaxtierFolio",
@@ -143,6 +143,7 @@ const TYPES: [&str; 15] = [
     "DaxtierMove",
     "DaxtierMigration",
     "DaxtierMigrationStats",
+    "DaxtierHeld",
 ];
 
 fn snake_case(name: &str) -> String {
