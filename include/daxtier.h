@@ -223,6 +223,15 @@
 /* A piece of a device that was just left, and is free in a moment. */
 #define DAXTIER_HELD_SETTLING 3
 
+/* Answer of a daxtier_loss_handler: the access is a SIGBUS, as without a handler. */
+#define DAXTIER_LOSS_SIGBUS 0
+
+/* Answer of a daxtier_loss_handler: zeroed memory takes the place of what is lost, and the access is made again. */
+#define DAXTIER_LOSS_ZERO_FILL 1
+
+/* Answer of a daxtier_loss_handler: the access is made again, since the handler has put something there. */
+#define DAXTIER_LOSS_RETRY 2
+
 /*
  * A pool: tiers, a placement policy and a heap. The number of a closed pool is never given again. 0 stands for the
  * default pool, where a function says that it takes it.
@@ -505,6 +514,15 @@ struct daxtier_held {
     /* What stands in the way of moving it, for a person to read. */
     char reason[64];
 };
+
+/*
+ * Decides what becomes of an access to lost memory: len_bytes bytes from address on are lost, the page of the access
+ * among them. is_damaged is not 0 when the machine found the memory damaged, and 0 when the device is gone.
+ *
+ * Runs in a signal handler, on the thread that made the access, so it may do what a signal handler may do: it neither
+ * allocates nor locks, and calls nothing of this library. Returns one of the DAXTIER_LOSS_ answers.
+ */
+typedef int (*daxtier_loss_handler)(void *address, size_t len_bytes, int is_damaged, void *user);
 
 #ifdef __cplusplus
 extern "C" {
@@ -1042,6 +1060,19 @@ int daxtier_device_resume(daxtier_pool pool, const char *device);
  */
 int daxtier_device_remove(daxtier_pool pool,
                           const char *device);
+
+/*
+ * Has handler decide from now on what becomes of accesses to lost memory, for everything of this process that this copy
+ * of the library handed out; NULL leaves it to the setting on_loss. Signals for other memory go where they went.
+ *
+ * A damaged page is replaced where the device maps single pages, and is a SIGBUS elsewhere.
+ *
+ * Threads: one at a time. Blocks: no. After fork: the child has the handler too. Signal handlers: not allowed.
+ * Lifetime: handler and user stay valid until another handler was set and no call is under way.
+ * Returns 0.
+ */
+int daxtier_on_loss(daxtier_loss_handler handler,
+                    void *user);
 
 #ifdef __cplusplus
 }

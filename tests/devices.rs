@@ -124,7 +124,8 @@ fn what_can_not_be_moved_is_reported_with_holder_and_address() {
     folio.set_user(77);
     let folio_address = folio.as_mut_slice().unwrap().as_ptr().addr();
     let report = pool.drain_device("emulated:64M", Duration::from_millis(300)).unwrap();
-    assert_eq!((report.moved_bytes, report.held.len()), (SLOT as u64, 2), "{report:?}");
+    let held = report.held.iter().filter(|held| held.holder != HeldBy::Settling).count();
+    assert_eq!((report.moved_bytes, held), (SLOT as u64, 2), "{report:?}");
     assert_eq!(devices(&pool, moved, 1), ["dram"]);
     let of_block = report.held.iter().find(|held| held.address == Some(pinned.as_ptr().addr())).unwrap();
     assert_eq!(of_block.holder, HeldBy::Blocks(Some(Outcome::Kept)));

@@ -128,6 +128,8 @@ mod tests {
             "stats     none         default (DAXTIER_STATS)",
             "on_error  stop         default (DAXTIER_ON_ERROR)",
             "migrate   on           default (DAXTIER_MIGRATE)",
+            "on_loss   sigbus       default (DAXTIER_ON_LOSS)",
+            "control   auto         default (DAXTIER_CONTROL)",
             "",
         ];
         assert_eq!(text, lines.join("\n"));

@@ -13,6 +13,7 @@
 mod allow;
 mod config;
 mod doctor;
+mod drain;
 mod generate;
 mod list;
 mod print;
@@ -44,6 +45,7 @@ enum Command {
     Doctor(doctor::Args),
     Allow(allow::Args),
     Scrub(scrub::Args),
+    Drain(drain::Args),
     Config(config::Args),
     Selftest(selftest::Args),
     #[command(hide = true)]
@@ -67,6 +69,7 @@ fn start(words: Vec<OsString>) -> ExitCode {
         Command::Doctor(args) => doctor::run(args),
         Command::Allow(args) => allow::run(args),
         Command::Scrub(args) => scrub::run(args),
+        Command::Drain(args) => drain::run(args),
         Command::Config(args) => config::run(args),
         Command::Selftest(args) => selftest::run(args),
         Command::Completions(args) => generate::completions(args),

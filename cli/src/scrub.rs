@@ -1,10 +1,10 @@
 //! `daxtier scrub`: clears what nobody uses of a device.
 
 use clap::Args as ClapArgs;
-use daxtier::device::{Dax, DaxInfo, DaxOptions, DeviceError, Origin, Scrubbed, discover};
+use daxtier::device::{Dax, DaxOptions, DeviceError, Scrubbed};
 use daxtier::units::Bytes;
 use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Clears the parts of a dax device that no process uses.
@@ -35,16 +35,8 @@ pub(crate) fn run(args: Args) -> ExitCode {
 }
 
 fn scrub(args: &Args) -> Result<Scrubbed, String> {
-    let device = args.device.display();
-    let is_this = |info: &DaxInfo| info.path == args.device;
-    let origin = discover(Path::new("/")).into_iter().find(is_this).map(|info| info.origin);
-    if matches!(origin, Some(Origin::Pmem { .. })) && !args.allow_persistent {
-        return Err(format!(
-            "{device} is persistent memory: what is stored on it would be overwritten; if that is meant, \
-             daxtier scrub --allow-persistent {device}"
-        ));
-    }
-    let options = DaxOptions { force: args.force, ..DaxOptions::default() };
+    let options =
+        DaxOptions { force: args.force, allow_persistent: args.allow_persistent, ..DaxOptions::default() };
     let dax = Dax::open(&args.device, options).map_err(|error| told(&error, args))?;
     let is_shown = std::io::stderr().is_terminal();
     let done = dax.scrub_free(&mut |done| {
@@ -65,6 +57,10 @@ fn told(error: &DeviceError, args: &Args) -> String {
     match error {
         DeviceError::HoldsData { found, .. } => format!(
             "{device} holds {found}, which would be overwritten; if that is meant, daxtier scrub --force {device}"
+        ),
+        DeviceError::Persistent { .. } => format!(
+            "{device} is persistent memory: what is stored on it would be overwritten; if that is meant, \
+             daxtier scrub --allow-persistent {device}"
         ),
         other => other.to_string(),
     }

@@ -21,6 +21,7 @@ mod error;
 mod folio;
 mod handle;
 mod heap;
+mod loss;
 mod migrate;
 mod pgmap;
 mod pool;

@@ -14,6 +14,7 @@
 
 use super::descriptor::Descriptor;
 use super::discovery::{DaxInfo, DaxState, describe_file, device_names, name_of_dev, node_state, rdev};
+use super::origin::Origin;
 use super::range::{check_len, check_range, check_span};
 use super::strangers::{Mapped, known_header, mapped};
 use super::{AfterFork, Claim, Device, DeviceError, DeviceKind};
@@ -40,6 +41,8 @@ pub struct DaxOptions {
     /// Use the device although it holds data of a known format, or another process maps it without a claim. Such data is
     /// overwritten.
     pub force: bool,
+    /// Use persistent memory. What is stored on it is overwritten.
+    pub allow_persistent: bool,
 }
 
 /// A device-dax node, or a range of one.
@@ -76,8 +79,8 @@ impl Dax {
     /// Opens the dax device at `path`. Claims and maps nothing yet.
     ///
     /// # Errors
-    /// [`DeviceError`] says what was seen and what to do: no such file, no dax device, a device in system-ram mode,
-    /// without driver or without memory, a node that this process may not write, a range that is empty, off the
+    /// [`DeviceError`] says what was seen and what to do: no such file, no dax device, persistent memory that was not meant
+    /// explicitly, a device in system-ram mode, without driver or without memory, a node that this process may not write, a range that is empty, off the
     /// device's alignment or beyond its end.
     pub fn open(path: &Path, options: DaxOptions) -> Result<Dax, DeviceError> {
         Dax::open_under(Path::new("/"), path, options)
@@ -88,6 +91,9 @@ impl Dax {
         let name = path.to_string_lossy().into_owned();
         let sys = |source| DeviceError::Sys { device: name.clone(), source };
         let info = identify(root, path)?;
+        if matches!(info.origin, Origin::Pmem { .. }) && !options.allow_persistent {
+            return Err(DeviceError::Persistent { device: name });
+        }
         let c_path = CString::new(path.as_os_str().as_bytes())
             .map_err(|_| DeviceError::Missing { device: name.clone(), known: device_names(root) })?;
         let node = file::open_read_write(&c_path).map_err(|source| match source.errno {

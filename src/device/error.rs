@@ -134,6 +134,15 @@ pub enum DeviceError {
         /// The process.
         pid: u32,
     },
+    /// The device is persistent memory, and nobody said that it may be overwritten.
+    #[error(
+        "{device}: it is persistent memory, and what is stored on it would be overwritten; if that is meant, say \
+         {device},allow-persistent"
+    )]
+    Persistent {
+        /// The device's name.
+        device: String,
+    },
     /// The device begins with a header of a known format: there is data on it.
     #[error(
         "{device}: it holds {found}, which would be overwritten; say force ({device},force) to use it all the same"
@@ -215,7 +224,7 @@ impl DeviceError {
             | DeviceError::NotAligned { .. } => libc::EINVAL,
             DeviceError::BeyondEnd { .. } => libc::ERANGE,
             DeviceError::Claimed { .. } | DeviceError::Mapped { .. } => libc::EBUSY,
-            DeviceError::HoldsData { .. } => libc::EEXIST,
+            DeviceError::HoldsData { .. } | DeviceError::Persistent { .. } => libc::EEXIST,
             DeviceError::Missing { .. } => libc::ENOENT,
             DeviceError::NoSuchNode { .. } | DeviceError::NotDax { .. } => libc::ENODEV,
             DeviceError::Unusable { state, .. } => state.errno(),

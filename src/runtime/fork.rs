@@ -33,8 +33,8 @@
 //! library's, then takes it away and fails, as a fork without resources does.
 
 use super::config::AvailableMemory;
-use super::source;
 use super::stop::{self, Stopped};
+use super::{control, source};
 use crate::heap;
 use crate::pgmap;
 use crate::space::{self, Snapshot, Space};
@@ -274,6 +274,7 @@ extern "C" fn child() {
         service::run(|| space.keep_attributes_in_child());
     }
     pgmap::fork::after_fork_in_child();
+    control::after_fork_in_child();
     if source::after_fork_in_child().is_err() {
         stdio::complain("daxtier: fork: the kernel refused the child a page for its figures; it ends here\n");
         std::process::abort();

@@ -7,6 +7,7 @@
 #[cfg(feature = "allocator-api2")]
 mod collections;
 pub mod config;
+pub mod control;
 #[doc(hidden)]
 pub mod descriptors;
 mod error;
@@ -14,6 +15,7 @@ mod fork;
 mod global_alloc;
 pub mod json;
 pub mod link;
+pub mod loss;
 #[doc(hidden)]
 pub mod memory;
 pub(crate) mod migration;

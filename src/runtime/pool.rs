@@ -9,13 +9,13 @@ mod moving;
 
 pub use devices::{DeviceChangeError, Drained, Held, HeldBy};
 
-use super::config::{AvailableMemory, Config, FastSize, Migrate, SlowSpec};
+use super::config::{AvailableMemory, Config, FastSize, Migrate, OnLoss, SlowSpec};
 use super::error::{AllocError, CloseError, ForeignPointer, NotABlock, PoolError};
-use super::fork;
 use super::migration;
 use super::publish::StatsPage;
 use super::source::{PlacedSource, Tiers};
 use super::stats::PoolStats;
+use super::{control, fork};
 use crate::device::{self, DaxOptions, Device, Dram};
 use crate::folio::{Folio, FolioError, FolioInfo};
 use crate::heap::{self, Heap, Runs};
@@ -23,14 +23,14 @@ use crate::offset::Lifetime;
 use crate::pgmap::{Pgmap, PgmapOptions};
 use crate::policy::{Placer, Policy, TierName};
 use crate::space::{self, SLOT_BYTES, Space};
-use crate::sync::{gate, service};
+use crate::sync::{StaticMutex, gate, service};
 use crate::sys::{self, mm};
 use crate::tier::Tier;
 use crate::units::{Bytes, Order, PAGE_SHIFT, PAGE_SIZE};
 use std::collections::HashSet;
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 /// How memory is asked for. The default is: where the policy says, not cleared, any lifetime, never moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -131,6 +131,10 @@ impl Pool {
         if !heap::prepare() {
             return Err(PoolError::Engine);
         }
+        if config.on_loss == OnLoss::ZeroFill {
+            sys::bus_error::set_zero_fill(true);
+            sys::bus_error::watch();
+        }
         let space =
             space::space().map_err(|source| PoolError::Space { source, limit_bytes: mm::address_limit() })?;
         let fast_bytes = resolve_fast(config.fast)?;
@@ -146,6 +150,7 @@ impl Pool {
         let page = StatsPage::create().map_err(PoolError::Figures)?;
         page.set_policy(&config.policy.to_string());
         let tiers = Tiers::open(tiers, page).map_err(PoolError::Metadata)?;
+        tiers.set_control(config.control);
         let source = |policy| Arc::new(PlacedSource::new(Arc::clone(&tiers), Placer::new(policy, nr_tiers)));
         let mut sources = vec![source(config.policy), source(Policy::Bind(TierName::Fast))];
         if nr_tiers > 1 {
@@ -166,7 +171,9 @@ impl Pool {
             heaps,
             runs: Runs::new(space),
         };
-        Ok(Pool { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        note_open(&inner);
+        Ok(Pool { inner })
     }
 
     /// Closes the pool: its devices are given back.
@@ -507,6 +514,28 @@ impl Drop for Inner {
     }
 }
 
+/// The pools that are open. Locked in service only.
+static OPEN: StaticMutex<Vec<Weak<Inner>>> = StaticMutex::new(Vec::new());
+/// How many seccomp filters the process had when its first pool was opened.
+static NR_FILTERS: OnceLock<Option<u32>> = OnceLock::new();
+
+fn note_open(inner: &Arc<Inner>) {
+    NR_FILTERS.get_or_init(control::nr_filters);
+    let mut open = OPEN.lock();
+    open.retain(|pool| pool.strong_count() > 0);
+    open.push(Arc::downgrade(inner));
+}
+
+/// Returns handles of the pools that are open. Runs in service.
+pub(super) fn open_pools() -> Vec<Pool> {
+    OPEN.lock().iter().filter_map(Weak::upgrade).map(|inner| Pool { inner }).collect()
+}
+
+/// Whether the process has taken on seccomp filters since its first pool was opened.
+pub(super) fn has_tightened_filters() -> bool {
+    NR_FILTERS.get().is_some_and(|former| *former != control::nr_filters())
+}
+
 /// Turns the configured size of the fast tier into bytes.
 fn resolve_fast(fast: FastSize) -> Result<u64, PoolError> {
     Ok(fast.resolve(&AvailableMemory::read(Path::new("/")))?)
@@ -514,8 +543,11 @@ fn resolve_fast(fast: FastSize) -> Result<u64, PoolError> {
 
 /// Opens a slow device and binds it.
 fn open_slow(spec: &SlowSpec) -> Result<Pgmap, PoolError> {
-    let device =
-        device::open(&spec.device, spec.size, DaxOptions { range: spec.range.clone(), force: spec.force })?;
+    let device = device::open(
+        &spec.device,
+        spec.size,
+        DaxOptions { range: spec.range.clone(), force: spec.force, allow_persistent: spec.allow_persistent },
+    )?;
     let align_bytes = device.align_bytes();
     if align_bytes > SLOT_BYTES as u64 {
         return Err(PoolError::CoarseAlign { device: device.name().to_owned(), align_bytes });

@@ -3,6 +3,8 @@
 //! [`Tiers`] owns a pool's tiers and their books; a [`PlacedSource`] is one way to choose among them. The heap and
 //! the runs see it as a [`SlotSource`].
 
+use super::config::Control;
+use super::control;
 use super::publish::StatsPage;
 use super::stats::PoolStats;
 use crate::counters::MigrationCounters;
@@ -17,7 +19,7 @@ use crate::sync::{Mutex, service};
 use crate::sys::mm::Reservation;
 use crate::tier::Tier;
 use crate::units::Order;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 /// The tiers of a pool, the fast one first, and their books.
@@ -31,6 +33,8 @@ pub(super) struct Tiers {
     /// about itself.
     cushion: Mutex<Option<Reservation>>,
     page: StatsPage,
+    /// A [`Control`]. Relaxed: a setting for itself.
+    control: AtomicU8,
 }
 
 /// Room for metadata, and for the last slot: where it takes the place of reserved addresses, the kernel lets it
@@ -60,6 +64,7 @@ impl Tiers {
             metadata_bytes: AtomicU64::new(0),
             cushion: Mutex::new(cushion),
             page,
+            control: AtomicU8::new(Control::Off as u8),
         };
         (0..tiers.tiers.len()).for_each(|at| tiers.describe(at));
         tiers.charge_metadata()?;
@@ -70,6 +75,21 @@ impl Tiers {
         open.push(Arc::downgrade(&tiers));
         drop(open);
         Ok(tiers)
+    }
+
+    /// Says whether use of the tiers makes the process listen to others.
+    pub(super) fn set_control(&self, control: Control) {
+        self.control.store(control as u8, Ordering::Relaxed);
+    }
+
+    /// Takes note that memory of a tier was handed out.
+    fn note_use(&self, tier: usize) {
+        let control = match self.control.load(Ordering::Relaxed) {
+            control if control == Control::Auto as u8 => Control::Auto,
+            control if control == Control::On as u8 => Control::On,
+            _ => return,
+        };
+        control::note_use(control, self.tiers[tier].kind());
     }
 
     /// Publishes what a tier is made of.
@@ -171,7 +191,9 @@ impl Tiers {
         if choice.above_watermark && !tier.is_above_watermark(SLOT_BYTES as u64) {
             return None;
         }
-        tier.alloc(Order::HUGE, Lifetime::Movable).ok()
+        let folio = tier.alloc(Order::HUGE, Lifetime::Movable).ok()?;
+        self.note_use(choice.tier);
+        Some(folio)
     }
 }
 
@@ -217,6 +239,7 @@ impl PlacedSource {
                 }
                 match alloc(tier) {
                     Ok(folio) => {
+                        self.tiers.note_use(choice.tier);
                         self.tiers.publish();
                         return Ok(folio);
                     }

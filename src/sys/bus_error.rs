@@ -3,7 +3,8 @@
 //! A device that was unbound or removed, a page with a memory error and a file that was cut short answer an access with
 //! SIGBUS. [`guarded`] runs a piece of the library's own code that may meet one, and returns it as an error. In code
 //! of the program the handler says what was lost, in one line for the process, and hands the signal on to whoever had
-//! it before: the program's own handler, or the default, which ends the process.
+//! it before: the program's own handler, or the default, which ends the process. Where the user wants it, lost memory is
+//! replaced by zeroes instead, and the access made again ([`loss`]).
 //!
 //! # Protocol
 //! A thread that is guarded owns one of [`GUARDS`]: it takes one by putting its number there, and nobody else writes to
@@ -21,9 +22,12 @@
 
 mod damage;
 mod frame;
+mod loss;
 mod mapped;
 
 pub(crate) use damage::{forget as forget_damage, is_damaged};
+pub use loss::{LossHandler, RETRY, SIGBUS, ZERO_FILL};
+pub(crate) use loss::{set_handler, set_zero_fill};
 
 use super::{errno, thread, zero};
 use libc::{c_int, c_void, siginfo_t};
@@ -217,18 +221,40 @@ extern "C" fn on_signal(number: c_int, info: *mut siginfo_t, context: *mut c_voi
         if mapped::heal(addr, code) {
             return errno::set(errno);
         }
-        let is_ours = mapped::tell(addr, code);
-        if is_ours && code != libc::BUS_ADRERR {
-            // SAFETY: the kernel passes the shift with a memory error.
-            damage::note(addr, u32::from(unsafe { shift_of(info) }));
-            if code == libc::BUS_MCEERR_AO {
+        let is_damaged = code != libc::BUS_ADRERR;
+        match mapped::find(addr, code) {
+            mapped::Found::Foreign => {}
+            mapped::Found::Replaced => return errno::set(errno),
+            mapped::Found::OfDevice(mapping) => {
+                // SAFETY: the kernel passes the shift with a memory error.
+                let shift = if is_damaged { u32::from(unsafe { shift_of(info) }) } else { 0 };
+                if is_damaged {
+                    damage::note(addr, shift);
+                }
                 // Nobody has read it yet, and nobody is going to get it: the program goes on.
-                return errno::set(errno);
+                if code == libc::BUS_MCEERR_AO || goes_on(addr, &mapping, is_damaged.then_some(shift)) {
+                    return errno::set(errno);
+                }
             }
         }
     }
     hand_on(own, number, info, context, code);
     errno::set(errno);
+}
+
+/// Asks what becomes of an access to lost memory, of which a damaged part has 2^shift bytes. Returns whether it may be made
+/// again.
+fn goes_on(addr: usize, mapping: &Range<usize>, shift: Option<u32>) -> bool {
+    if !loss::may_go_on() {
+        return false;
+    }
+    let damaged_bytes = shift.map(|shift| 1 << shift.clamp(12, 21));
+    let lost = loss::lost_with(addr, mapping, damaged_bytes);
+    match loss::decide(&lost, shift.is_some()) {
+        loss::ZERO_FILL => mapped::fill(addr, &lost, shift.is_some()),
+        loss::RETRY => true,
+        _ => false,
+    }
 }
 
 /// Returns the binary logarithm of how much memory an error concerns.

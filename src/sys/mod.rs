@@ -7,7 +7,7 @@
 //! memory, `futex` waits and wakes, `membarrier` reaches all threads, `bus_error` catches accesses that fail, `uffd`
 //! holds up accesses to memory, `pagemap` tells what is behind them, `maps` reads what /proc says of mappings, `thread`
 //! finds the process's threads, `reach` signals them, `blocked` knows what they wait for, `process` ends and reaps,
-//! `dl` asks the dynamic loader, `random` draws random numbers, `text` reads and replaces small files, `zero` clears
+//! `dl` asks the dynamic loader, `socket` listens to other processes and to events of devices, `random` draws random numbers, `text` reads and replaces small files, `zero` clears
 //! memory past the caches.
 
 pub(crate) mod blocked;
@@ -34,6 +34,7 @@ pub(crate) mod pinners;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod reach;
+pub(crate) mod socket;
 pub(crate) mod stdio;
 #[cfg(test)]
 pub(crate) mod testing;

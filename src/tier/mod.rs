@@ -5,7 +5,7 @@
 //! counts for what is still in use of it, until it is taken out. Uses `pgmap` and `folio`; used by the runtime.
 //!
 //! The list of pgmaps is replaced as a whole, under a lock that is taken in service only; readers take a reference to the
-//! list that is in force. [`stripe`] chooses among several.
+//! list that is in force. `stripe` chooses among several.
 
 mod stripe;
 
@@ -161,6 +161,11 @@ impl Tier {
         let others = self.members();
         let others = others.iter().map(|member| &member.pgmap).filter(|pgmap| pgmap.id() != id);
         others.map(free_bytes).sum()
+    }
+
+    /// Returns how many bytes placement by filling may still hand out.
+    pub(crate) fn room_above_watermark(&self) -> u64 {
+        self.free_bytes().saturating_sub(self.watermark_bytes.load(Ordering::Relaxed))
     }
 
     /// Sets what placement by filling leaves free.

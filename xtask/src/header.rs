@@ -8,8 +8,8 @@ use cbindgen::{Builder, Config, DocumentationStyle, ItemType, Language, SortKey,
 use std::fs;
 
 /// The modules of `ffi/src`, in the order of the header.
-const MODULES: [&str; 10] =
-    ["version", "error", "alloc", "pool", "device", "pgmap", "folio", "heap", "migrate", "drain"];
+const MODULES: [&str; 11] =
+    ["version", "error", "alloc", "pool", "device", "pgmap", "folio", "heap", "migrate", "drain", "loss"];
 
 /// Columns of the header. Comments come as long as they are in the sources.
 const LINE_LENGTH: usize = 120;
@@ -144,6 +144,7 @@ const TYPES: [&str; 16] = [
     "DaxtierMigration",
     "DaxtierMigrationStats",
     "DaxtierHeld",
+    "DaxtierLossHandler",
 ];
 
 fn snake_case(name: &str) -> String {

@@ -31,8 +31,8 @@ pub(crate) struct Args {
     /// How much fast memory to use: a size such as 512M, or a share of what is available such as 50% [default: 80%]
     #[arg(long, value_name = "SIZE")]
     fast: Option<String>,
-    /// A slow device: /dev/daxX.Y, emulated:SIZE or node:N[:SIZE], with [,size=SIZE][,range=OFFSET+LENGTH][,force]; may be
-    /// repeated
+    /// A slow device: /dev/daxX.Y, emulated:SIZE or node:N[:SIZE], with [,size=SIZE][,range=OFFSET+LENGTH][,force]
+    /// [,allow-persistent]; may be repeated
     #[arg(long, value_name = "DEV")]
     pub(crate) slow: Vec<String>,
     /// How memory is divided: fill, interleave=F:S, bind=TIER or preferred=TIER [default: fill]

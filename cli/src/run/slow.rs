@@ -3,7 +3,7 @@
 //! Devices that the administrator released and that can be used, else an emulated device. A device that nobody
 //! named or released is never touched; every choice comes with the reason that is shown to the user.
 
-use daxtier::device::{DaxInfo, DeviceSpec, RELEASED_PATH, ReleaseError, released};
+use daxtier::device::{DaxInfo, DeviceSpec, Origin, RELEASED_PATH, ReleaseError, released};
 use daxtier::runtime::config::{AvailableMemory, MIN_TIER_BYTES, SLOT_BYTES, SlowSpec};
 use daxtier::units::{Bytes, ExactBytes};
 use std::fmt;
@@ -63,7 +63,12 @@ fn choose_from(
                 let path = device.path.display();
                 if device.state.is_usable() {
                     reasons.push(format!("using {path}, which the administrator released (daxtier allow)"));
-                    slow.push(SlowSpec::whole(DeviceSpec::Dax(device.path)));
+                    // Persistent memory is released only by who says so (daxtier allow --allow-persistent).
+                    let whole = SlowSpec::whole(DeviceSpec::Dax(device.path));
+                    slow.push(SlowSpec {
+                        allow_persistent: matches!(device.origin, Origin::Pmem { .. }),
+                        ..whole
+                    });
                 } else {
                     reasons.push(format!("{path} is released and cannot be used: {}", device.state));
                 }

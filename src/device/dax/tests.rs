@@ -19,7 +19,11 @@ fn stand_in(tree: &Tree, dev: &str) -> PathBuf {
 
 fn open_zero(tree: &Tree, range: Option<Range<u64>>) -> Result<Dax, DeviceError> {
     // Forced: away from its start the stand-in has nothing to be looked at.
-    Dax::open_under(tree.root(), Path::new("/dev/zero"), DaxOptions { range, force: true })
+    Dax::open_under(
+        tree.root(),
+        Path::new("/dev/zero"),
+        DaxOptions { range, force: true, allow_persistent: false },
+    )
 }
 
 /// A device over a regular file of four granules.

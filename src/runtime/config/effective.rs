@@ -8,8 +8,8 @@
 use super::error::{ConfigError, ValueError, cut};
 use super::key::{CONF, INTERNAL_PREFIX, PREFIX, nearest_variable};
 use super::text::{BadWord, Words};
-use super::value::{OnError, check_slow, parse_slow};
-use super::{Config, Key};
+use super::value::{check_slow, parse_slow};
+use super::{Config, Key, OnError};
 use crate::sys::text::{Contents, read_regular};
 use std::fmt;
 use std::path::Path;
@@ -84,6 +84,8 @@ impl Effective {
             Key::Stats => config.stats.as_ref().map(ToString::to_string).unwrap_or_default(),
             Key::OnError => config.on_error.to_string(),
             Key::Migrate => config.migrate.to_string(),
+            Key::OnLoss => config.on_loss.to_string(),
+            Key::Control => config.control.to_string(),
         }
     }
 
@@ -105,6 +107,8 @@ impl Effective {
             Key::Stats => value.parse().map(|target| config.stats = Some(target)),
             Key::OnError => value.parse().map(|choice| config.on_error = choice),
             Key::Migrate => value.parse().map(|choice| config.migrate = choice),
+            Key::OnLoss => value.parse().map(|choice| config.on_loss = choice),
+            Key::Control => value.parse().map(|choice| config.control = choice),
         };
         match outcome {
             Ok(()) => {

@@ -217,7 +217,9 @@ pub enum ValueError {
         device: String,
     },
     /// Something behind a comma that is not an option.
-    #[error("{text:?} is not an option of a device: write size=SIZE, range=OFFSET+LENGTH or force")]
+    #[error(
+        "{text:?} is not an option of a device: write size=SIZE, range=OFFSET+LENGTH, force or allow-persistent"
+    )]
     UnknownOption {
         /// What was read.
         text: String,
@@ -258,8 +260,8 @@ pub enum ValueError {
         /// The device.
         device: String,
     },
-    /// Force for something that is no dax device.
-    #[error("{device}: only a dax device can hold data of others; leave force out")]
+    /// Force, or leave to overwrite persistent memory, for something that is no dax device.
+    #[error("{device}: only a dax device can hold data of others; leave force and allow-persistent out")]
     NothingToForce {
         /// The device.
         device: String,
@@ -284,6 +286,18 @@ pub enum ValueError {
     /// Neither `on` nor `off`.
     #[error("{text:?} is not a choice: write on or off")]
     UnknownSwitch {
+        /// What was read.
+        text: String,
+    },
+    /// Neither `sigbus` nor `zero-fill`.
+    #[error("{text:?} is not a choice: write sigbus or zero-fill")]
+    UnknownLoss {
+        /// What was read.
+        text: String,
+    },
+    /// None of `auto`, `on` and `off`.
+    #[error("{text:?} is not a choice: write auto, on or off")]
+    UnknownControl {
         /// What was read.
         text: String,
     },

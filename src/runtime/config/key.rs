@@ -20,6 +20,10 @@ pub enum Key {
     OnError,
     /// Whether memory may be moved between the tiers.
     Migrate,
+    /// What a program gets that touches memory which is lost.
+    OnLoss,
+    /// Whether other processes may ask for changes.
+    Control,
 }
 
 /// The variable that carries a whole configuration: a string, or `@FILE`.
@@ -27,7 +31,7 @@ pub const CONF: &str = "DAXTIER_CONF";
 /// What every environment variable of ours begins with.
 pub const PREFIX: &str = "DAXTIER_";
 /// Every environment variable that may be set.
-pub const VARIABLES: [&str; 7] = [
+pub const VARIABLES: [&str; 9] = [
     CONF,
     "DAXTIER_FAST",
     "DAXTIER_SLOW",
@@ -35,6 +39,8 @@ pub const VARIABLES: [&str; 7] = [
     "DAXTIER_STATS",
     "DAXTIER_ON_ERROR",
     "DAXTIER_MIGRATE",
+    "DAXTIER_ON_LOSS",
+    "DAXTIER_CONTROL",
 ];
 /// What the variables begin with that `daxtier run` passes to the processes it starts. They are not settings,
 /// nobody else sets them, and any of them is accepted.
@@ -42,13 +48,22 @@ pub const INTERNAL_PREFIX: &str = "DAXTIER_RUN_";
 /// Set by `daxtier run` to the number of the process that it becomes.
 pub const RUN_PID: &str = "DAXTIER_RUN_PID";
 
-pub(super) const NAMES: [&str; Key::COUNT] = ["fast", "slow", "policy", "stats", "on_error", "migrate"];
+pub(super) const NAMES: [&str; Key::COUNT] =
+    ["fast", "slow", "policy", "stats", "on_error", "migrate", "on_loss", "control"];
 
 impl Key {
-    pub(super) const COUNT: usize = 6;
+    pub(super) const COUNT: usize = 8;
     /// Every setting, in the order in which they are printed.
-    pub const ALL: [Key; Key::COUNT] =
-        [Key::Fast, Key::Slow, Key::Policy, Key::Stats, Key::OnError, Key::Migrate];
+    pub const ALL: [Key; Key::COUNT] = [
+        Key::Fast,
+        Key::Slow,
+        Key::Policy,
+        Key::Stats,
+        Key::OnError,
+        Key::Migrate,
+        Key::OnLoss,
+        Key::Control,
+    ];
 
     /// Returns the name in a configuration string or file.
     pub const fn name(self) -> &'static str {
@@ -60,7 +75,7 @@ impl Key {
         VARIABLES[self as usize + 1]
     }
 
-    /// Returns the flag of `daxtier run` that sets it; `on_error` and `migrate` have none.
+    /// Returns the flag of `daxtier run` that sets it; those behind `stats` have none.
     pub const fn flag(self) -> &'static str {
         match self {
             Key::Fast => "--fast",
@@ -69,6 +84,8 @@ impl Key {
             Key::Stats => "--stats",
             Key::OnError => "on_error",
             Key::Migrate => "migrate",
+            Key::OnLoss => "on_loss",
+            Key::Control => "control",
         }
     }
 
@@ -81,6 +98,8 @@ impl Key {
             Key::Stats => "/tmp/stats.%p.json",
             Key::OnError => "stop",
             Key::Migrate => "on,workers=2",
+            Key::OnLoss => "zero-fill",
+            Key::Control => "off",
         }
     }
 

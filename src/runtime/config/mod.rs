@@ -3,17 +3,20 @@
 //! | setting | variable | value |
 //! |---|---|---|
 //! | `fast` | `DAXTIER_FAST` | `SIZE` or `N%` of what is available; 80% by default |
-//! | `slow` | `DAXTIER_SLOW` | `DEV[,size=SIZE][,range=OFFSET+LENGTH][,force]`, several joined by `;`; none by default |
+//! | `slow` | `DAXTIER_SLOW` | `DEV[,size=SIZE][,range=OFFSET+LENGTH][,force][,allow-persistent]`, several joined by `;`; none by default |
 //! | `policy` | `DAXTIER_POLICY` | `fill` (default), `interleave=F:S`, `bind=TIER`, `preferred=TIER` |
 //! | `stats` | `DAXTIER_STATS` | a path (`%p` is the process id), or `-` or `stderr`; none by default |
 //! | `on_error` | `DAXTIER_ON_ERROR` | `stop` (default) or `passthrough` |
 //! | `migrate` | `DAXTIER_MIGRATE` | `on[,workers=N][,cpus=LIST]` (default `on`: one thread, on any processor) or `off` |
+//! | `on_loss` | `DAXTIER_ON_LOSS` | `sigbus` (default) or `zero-fill` |
+//! | `control` | `DAXTIER_CONTROL` | `auto` (default), `on` or `off` |
 //!
 //! `DAXTIER_CONF` holds several at once, `fast=64M slow=emulated:2G`, or `@FILE`; the single variables stand
 //! above it. [`Config`] is the result, [`Effective`] the same with the [`Origin`] of each setting,
 //! [`ConfigError`] what was wrong, and [`AvailableMemory`] turns a share into bytes. Reading a configuration
 //! touches nothing but an `@FILE`. Uses `units`, `policy` and device names; used by the pool and all programs.
 
+mod choice;
 mod effective;
 mod error;
 mod key;
@@ -22,12 +25,13 @@ mod migrate;
 mod text;
 mod value;
 
+pub use choice::{Control, OnError, OnLoss};
 pub use effective::{Effective, Origin};
 pub use error::{ConfigError, EXIT_CONFIG, ValueError};
 pub use key::{CONF, INTERNAL_PREFIX, Key, PREFIX, RUN_PID, VARIABLES};
 pub use memory::{AvailableMemory, CgroupLimit, CommitLimit};
 pub use migrate::{Migrate, Workers};
-pub use value::{FastSize, MIN_TIER_BYTES, OnError, SLOT_BYTES, SlowSpec, StatsTarget};
+pub use value::{FastSize, MIN_TIER_BYTES, SLOT_BYTES, SlowSpec, StatsTarget};
 
 use crate::policy::Policy;
 use std::fmt;
@@ -56,6 +60,10 @@ pub struct Config {
     pub on_error: OnError,
     /// Whether memory may be moved between the tiers after it was placed.
     pub migrate: Migrate,
+    /// What a program gets that touches memory of a device that is gone.
+    pub on_loss: OnLoss,
+    /// Whether other processes may ask for changes.
+    pub control: Control,
 }
 
 impl Config {
@@ -121,7 +129,7 @@ impl OnError {
 
 impl fmt::Display for Config {
     /// Prints a configuration string that reads back to the same configuration; a default fast size, absent
-    /// statistics and `migrate=on` are left out.
+    /// statistics, `migrate=on`, `on_loss=sigbus` and `control=auto` are left out.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let effective = Effective::from_program(self.clone());
         let mut blank = "";
@@ -130,6 +138,8 @@ impl fmt::Display for Config {
             let is_default = match key {
                 Key::Fast => self.fast == FastSize::Default,
                 Key::Migrate => self.migrate == Migrate::default(),
+                Key::OnLoss => self.on_loss == OnLoss::Sigbus,
+                Key::Control => self.control == Control::Auto,
                 _ => false,
             };
             if value.is_empty() || is_default {

@@ -68,7 +68,7 @@ impl fmt::Display for FastSize {
     }
 }
 
-/// A slow device, and how much of it to use: `DEV[,size=SIZE][,range=OFFSET+LENGTH][,force]`.
+/// A slow device, and how much of it to use: `DEV[,size=SIZE][,range=OFFSET+LENGTH][,force][,allow-persistent]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SlowSpec {
     /// The device.
@@ -79,12 +79,14 @@ pub struct SlowSpec {
     pub range: Option<Range<u64>>,
     /// Use a dax device that holds data, or that a process maps without a claim.
     pub force: bool,
+    /// Use a dax device that is persistent memory.
+    pub allow_persistent: bool,
 }
 
 impl SlowSpec {
     /// Makes a spec that uses all of `device`.
     pub const fn whole(device: DeviceSpec) -> SlowSpec {
-        SlowSpec { device, size: None, range: None, force: false }
+        SlowSpec { device, size: None, range: None, force: false, allow_persistent: false }
     }
 
     pub(super) fn check(&self) -> Result<(), ValueError> {
@@ -92,7 +94,7 @@ impl SlowSpec {
         if self.range.is_some() && !matches!(self.device, DeviceSpec::Dax(_)) {
             return Err(ValueError::NoRanges { device: device() });
         }
-        if self.force && !matches!(self.device, DeviceSpec::Dax(_)) {
+        if (self.force || self.allow_persistent) && !matches!(self.device, DeviceSpec::Dax(_)) {
             return Err(ValueError::NothingToForce { device: device() });
         }
         if let Some(size) = self.size {
@@ -143,12 +145,16 @@ impl SlowSpec {
         let parsed = device.parse().map_err(|error| cut(device).parse::<DeviceSpec>().err().unwrap_or(error));
         let mut spec = SlowSpec::whole(parsed?);
         for part in parts {
-            let twice = |option| Err(ValueError::OptionTwice { device: spec.device.to_string(), option });
-            if part == "force" {
-                if spec.force {
-                    return twice("force");
+            let twice = |option| Err(ValueError::OptionTwice { device: device.to_owned(), option });
+            let switch = match part {
+                "force" => Some(("force", &mut spec.force)),
+                "allow-persistent" => Some(("allow-persistent", &mut spec.allow_persistent)),
+                _ => None,
+            };
+            if let Some((name, switch)) = switch {
+                if std::mem::replace(switch, true) {
+                    return twice(name);
                 }
-                spec.force = true;
                 continue;
             }
             match part.split_once('=') {
@@ -175,6 +181,9 @@ impl fmt::Display for SlowSpec {
         }
         if self.force {
             f.write_str(",force")?;
+        }
+        if self.allow_persistent {
+            f.write_str(",allow-persistent")?;
         }
         Ok(())
     }
@@ -269,37 +278,6 @@ impl fmt::Display for StatsTarget {
                 _ => write!(f, "{}", path.display()),
             },
         }
-    }
-}
-
-/// What a wrong configuration leads to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum OnError {
-    /// The program stops before `main` with [`EXIT_CONFIG`](super::EXIT_CONFIG).
-    #[default]
-    Stop,
-    /// The program runs on ordinary memory, after a line on standard error that says so.
-    Passthrough,
-}
-
-impl FromStr for OnError {
-    type Err = ValueError;
-
-    fn from_str(text: &str) -> Result<OnError, ValueError> {
-        match text.trim() {
-            "stop" => Ok(OnError::Stop),
-            "passthrough" => Ok(OnError::Passthrough),
-            other => Err(ValueError::UnknownChoice { text: cut(other) }),
-        }
-    }
-}
-
-impl fmt::Display for OnError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            OnError::Stop => "stop",
-            OnError::Passthrough => "passthrough",
-        })
     }
 }
 

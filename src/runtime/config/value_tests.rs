@@ -1,7 +1,7 @@
 use super::*;
 use crate::policy::Policy;
 use crate::runtime::config::{Config, Key};
-use crate::runtime::config::{Migrate, Workers};
+use crate::runtime::config::{Control, Migrate, OnError, OnLoss, Workers};
 use proptest::prelude::*;
 
 const M: u64 = 1 << 20;
@@ -128,11 +128,12 @@ fn slow_spec() -> impl Strategy<Value = SlowSpec> {
     let dax = (
         "/[a-z]{1,8}/dax[0-9]\\.[0-9]",
         proptest::option::of(tier_bytes()),
-        any::<[bool; 2]>(),
+        any::<[bool; 3]>(),
         tier_bytes(),
     );
-    let dax = dax.prop_map(|(path, size, [ranged, force], start)| SlowSpec {
+    let dax = dax.prop_map(|(path, size, [ranged, force, allow_persistent], start)| SlowSpec {
         force,
+        allow_persistent,
         device: DeviceSpec::Dax(path.into()),
         size,
         range: ranged.then(|| start..start + size.unwrap_or(MIN_TIER_BYTES)),
@@ -163,10 +164,13 @@ fn config() -> impl Strategy<Value = Config> {
         proptest::collection::vec((0u16..1000, 0u16..20).prop_map(|(cpu, more)| cpu..=cpu + more), 0..3);
     let workers = (1..=Workers::MOST, cpus).prop_map(|(count, cpus)| Workers::new(count, cpus).unwrap());
     let migrate = prop_oneof![workers.prop_map(Migrate::On), Just(Migrate::Off)];
-    (fast, proptest::collection::vec(slow_spec(), 1..4), policy, stats, on_error, migrate).prop_map(
-        |(fast, slow, policy, stats, on_error, migrate)| {
+    let on_loss = prop_oneof![Just(OnLoss::Sigbus), Just(OnLoss::ZeroFill)];
+    let control = prop_oneof![Just(Control::Auto), Just(Control::On), Just(Control::Off)];
+    let choices = (on_error, migrate, on_loss, control);
+    (fast, proptest::collection::vec(slow_spec(), 1..4), policy, stats, choices).prop_map(
+        |(fast, slow, policy, stats, (on_error, migrate, on_loss, control))| {
             let policy: Policy = policy.parse().unwrap();
-            Config { fast, slow, policy, stats, on_error, migrate }
+            Config { fast, slow, policy, stats, on_error, migrate, on_loss, control }
         },
     )
 }
@@ -180,7 +184,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_the_parser_panic(text in any::<String>(), key in 0usize..6, value in any::<String>()) {
+    fn no_text_makes_the_parser_panic(text in any::<String>(), key in 0usize..8, value in any::<String>()) {
         let _ = Config::parse(text.trim_start_matches('@')).map_err(|error| error.to_string());
         let word = format!("{}={value}", Key::ALL[key].name());
         let _ = Config::parse(&word).map_err(|error| error.to_string());
@@ -191,7 +195,7 @@ proptest! {
         name in proptest::collection::vec(any::<u8>(), 0..12),
         value in "[-0-9a-zA-Z/:;,=+%.@ \"\\\\]{0,30}",
         raw in proptest::collection::vec(any::<u8>(), 0..30),
-        key in 0usize..6,
+        key in 0usize..8,
     ) {
         let name = [b"DAXTIER_".as_slice(), &name].concat();
         prop_assume!(name != b"DAXTIER_CONF");

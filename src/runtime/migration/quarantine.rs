@@ -65,7 +65,12 @@ impl Quarantine {
 
     /// Returns the offsets of a pgmap's folios.
     pub(super) fn offsets_of(&self, pgmap: u16) -> Vec<u64> {
-        self.folios.iter().map(|(_, raw)| raw).filter(|raw| raw.pgmap() == pgmap).map(|raw| raw.offset()).collect()
+        self.folios
+            .iter()
+            .map(|(_, raw)| raw)
+            .filter(|raw| raw.pgmap() == pgmap)
+            .map(|raw| raw.offset())
+            .collect()
     }
 
     /// Takes the folios of some pgmaps out, whatever their time.

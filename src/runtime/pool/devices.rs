@@ -15,7 +15,8 @@
 //! the same slots, and one of the two finds each moved.
 
 use super::{Pool, open_slow, watermark};
-use crate::pgmap::{Pgmap, PgmapError};
+use crate::folio::RawFolio;
+use crate::pgmap::{Pgmap, PgmapError, PgmapState};
 use crate::policy::TierName;
 use crate::runtime::PoolError;
 use crate::runtime::config::{Migrate, SlowSpec};
@@ -25,7 +26,7 @@ use crate::space::SLOT_BYTES;
 use crate::sync::service;
 use crate::tier::Tier;
 use crate::units::{Bytes, PAGE_SHIFT};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -181,7 +182,8 @@ impl Pool {
         })
     }
 
-    /// Places nothing more on a slow device, and moves what is there to other slow devices that have room, else to DRAM.
+    /// Places nothing more on a slow device, and moves what is there to other slow devices that have room, else to DRAM, of which
+    /// what filling leaves free stays free.
     /// Blocks until nothing is left, or the time is up; threads may use the memory all the while. What is left is
     /// reported, stays valid, and can be moved by another call.
     ///
@@ -212,12 +214,15 @@ impl Pool {
     pub fn drain_device(&self, device: &str, timeout: Duration) -> Result<Drained, DeviceChangeError> {
         let start = Instant::now();
         let left = || timeout.saturating_sub(start.elapsed());
-        let (_, pgmaps) = self.slow_device(device)?;
-        for pgmap in &pgmaps {
-            // Another caller, or the loss of the device, may have done it.
-            let _ = pgmap.kill();
-        }
-        service::run(|| self.inner.tiers.publish());
+        let pgmaps = service::run(|| {
+            let (_, pgmaps) = self.slow_device(device)?;
+            for pgmap in &pgmaps {
+                // Another caller, or the loss of the device, may have done it.
+                let _ = pgmap.kill();
+            }
+            self.inner.tiers.publish();
+            Ok::<_, DeviceChangeError>(pgmaps)
+        })?;
         let mut report = Drained::default();
         for pgmap in &pgmaps {
             self.evacuate(pgmap, &left, &mut report);
@@ -289,8 +294,11 @@ impl Pool {
     }
 
     /// Moves a killed pgmap's slots away until it is drained, or no time is left.
+    ///
+    /// What it allocates it allocates in service, and it waits outside: a thread of the library may run it, and a fork
+    /// goes on meanwhile.
     fn evacuate(&self, pgmap: &Pgmap, left: &dyn Fn() -> Duration, report: &mut Drained) {
-        let mut outcomes = HashMap::new();
+        let mut outcomes = BTreeMap::new();
         let mut pause = FIRST_PAUSE;
         loop {
             let slots = service::run(|| self.inner.space.slots_of_pgmap(pgmap.id()));
@@ -300,8 +308,7 @@ impl Pool {
                 if left().is_zero() && nr_moved > 0 {
                     break;
                 }
-                let indices = batch.iter().map(|&(index, _)| index);
-                match self.move_away(pgmap.id(), indices, left, &mut outcomes) {
+                match self.move_away(pgmap.id(), batch, left, &mut outcomes) {
                     Ok(moved) => nr_moved += moved,
                     Err(immovable) => {
                         report.immovable = Some(immovable);
@@ -310,11 +317,11 @@ impl Pool {
                 }
             }
             report.moved_bytes += (nr_moved * SLOT_BYTES) as u64;
-            if pgmap.drain(pause.min(left())).is_ok() {
+            if wait_until_drained(pgmap, pause.min(left())) {
                 return;
             }
             if left().is_zero() {
-                report.held.extend(self.held_on(pgmap, &outcomes));
+                service::run(|| report.held.extend(self.held_on(pgmap, &outcomes)));
                 return;
             }
             pause = if nr_moved > 0 { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
@@ -325,69 +332,76 @@ impl Pool {
     fn move_away(
         &self,
         pgmap: u16,
-        slots: impl Iterator<Item = usize>,
+        slots: &[(usize, RawFolio)],
         left: &dyn Fn() -> Duration,
-        outcomes: &mut HashMap<usize, Outcome>,
+        outcomes: &mut BTreeMap<usize, Outcome>,
     ) -> Result<usize, MigrateError> {
         let (fast, slow) = (0, 1);
         let tiers = &self.inner.tiers;
-        let mut moved = Vec::new();
+        let slots_in = |bytes: u64| (bytes / SLOT_BYTES as u64) as usize;
+        let has_slow_room = slots_in(self.tiers()[slow].free_bytes_beside(pgmap)) > 0;
+        // What goes on may pass through the last of DRAM; what stays leaves the program what placement leaves it.
+        let fast_room =
+            if has_slow_room { usize::MAX } else { slots_in(self.tiers()[fast].room_above_watermark()) };
         let to_fast = |slot| Request::of_pgmap(Arc::clone(tiers), fast, slot, pgmap);
-        self.move_each(slots, to_fast, left, &mut |slot, outcome| {
-            outcomes.insert(slot, outcome);
-            if outcome == Outcome::Moved {
-                moved.push(slot);
-            }
-        })?;
+        let (goes, stays) = slots.split_at(fast_room.min(slots.len()));
+        service::run(|| outcomes.extend(stays.iter().map(|&(slot, _)| (slot, Outcome::NoSpace))));
+        let done = self.move_each(goes.iter().map(|&(slot, _)| slot), to_fast, left)?;
+        let is_moved = |&&(_, outcome): &&(usize, Outcome)| outcome == Outcome::Moved;
+        let nr_moved = done.iter().filter(is_moved).count();
+        service::run(|| outcomes.extend(done.iter().copied()));
         // What was slow goes on to another slow device: the protocol moves between DRAM and a device only.
-        let room = self.tiers()[slow].free_bytes_beside(pgmap) / SLOT_BYTES as u64;
+        let room = slots_in(self.tiers()[slow].free_bytes_beside(pgmap));
         let to_slow = |slot: usize| Request::new(Arc::clone(tiers), slow, slot..slot + 1);
-        let going_on = moved.iter().copied().take(room as usize);
-        self.move_each(going_on, to_slow, left, &mut |_, _| ())?;
-        Ok(moved.len())
+        let going_on = done.iter().filter(is_moved).map(|&(slot, _)| slot).take(room);
+        self.move_each(going_on, to_slow, left)?;
+        Ok(nr_moved)
     }
 
-    /// Submits a request for each slot, and waits for all of them.
+    /// Submits a request for each slot, waits for all of them, and returns what came of each.
     fn move_each(
         &self,
         slots: impl Iterator<Item = usize>,
         request: impl Fn(usize) -> Request,
         left: &dyn Fn() -> Duration,
-        see: &mut dyn FnMut(usize, Outcome),
-    ) -> Result<(), MigrateError> {
+    ) -> Result<Vec<(usize, Outcome)>, MigrateError> {
         let Migrate::On(workers) = &self.inner.migrate else { return Err(MigrateError::Disabled) };
         let mut tickets = Vec::new();
         for slot in slots {
-            let request = Arc::new(request(slot));
-            loop {
-                let submitted = service::run(|| migration::submit(Arc::clone(&request), workers));
+            let ticket = loop {
+                let submitted = service::run(|| {
+                    let request = Arc::new(request(slot));
+                    migration::submit(Arc::clone(&request), workers).map(|()| Ticket::new(request))
+                });
                 match submitted.map_err(MigrateError::from) {
-                    Ok(()) => break,
+                    Ok(ticket) => break ticket,
                     // Others' requests are worked off meanwhile.
                     Err(MigrateError::Busy) => std::thread::sleep(Duration::from_millis(1)),
                     Err(error) => return Err(error),
                 }
-            }
-            tickets.push((slot, Ticket::new(request)));
+            };
+            service::run(|| tickets.push((slot, ticket)));
         }
-        for (slot, ticket) in &tickets {
+        for (_, ticket) in &tickets {
             // A move takes a millisecond; without a limit on the rate the batch is done before this matters.
-            let counts = ticket.wait(left().max(Duration::from_secs(1)));
+            ticket.wait(left().max(Duration::from_secs(1)));
             if !ticket.is_done() {
                 ticket.cancel();
             }
-            if let Some(outcome) = Outcome::ALL.into_iter().find(|&outcome| counts.get(outcome) > 0) {
-                see(*slot, outcome);
-            }
         }
-        Ok(())
+        let outcome = |ticket: &Ticket| {
+            let counts = ticket.wait(Duration::ZERO);
+            Outcome::ALL.into_iter().find(|&outcome| counts.get(outcome) > 0)
+        };
+        let outcomes = tickets.iter().filter_map(|(slot, ticket)| Some((*slot, outcome(ticket)?)));
+        Ok(service::run(|| outcomes.collect()))
     }
 
     /// Describes what is left on a pgmap.
-    fn held_on(&self, pgmap: &Pgmap, outcomes: &HashMap<usize, Outcome>) -> Vec<Held> {
+    fn held_on(&self, pgmap: &Pgmap, outcomes: &BTreeMap<usize, Outcome>) -> Vec<Held> {
         service::run(|| {
             let slots = self.inner.space.slots_of_pgmap(pgmap.id());
-            let slots: HashMap<u64, usize> =
+            let slots: BTreeMap<u64, usize> =
                 slots.into_iter().map(|(index, raw)| (raw.offset(), index)).collect();
             let settling = migration::quarantined_of(pgmap.id());
             let describe = |folio: crate::folio::FolioInfo| {
@@ -408,5 +422,21 @@ impl Pool {
             };
             pgmap.live_folios().into_iter().map(describe).collect()
         })
+    }
+}
+
+/// Waits without allocating, as [`Pgmap::drain`] does not. Returns whether the pgmap is drained.
+fn wait_until_drained(pgmap: &Pgmap, limit: Duration) -> bool {
+    const LOOK_AGAIN: Duration = Duration::from_millis(2);
+    let start = Instant::now();
+    loop {
+        if matches!(pgmap.state(), PgmapState::Drained | PgmapState::Dead) {
+            return true;
+        }
+        let left = limit.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return false;
+        }
+        std::thread::sleep(left.min(LOOK_AGAIN));
     }
 }

@@ -2,9 +2,11 @@
 
 use super::super::maps::Line;
 use super::super::stdio;
+use super::loss;
 use libc::c_int;
 use std::cell::UnsafeCell;
 use std::ffi::CStr;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const MAPS: &CStr = c"/proc/self/maps";
@@ -146,20 +148,45 @@ pub(super) fn heal(addr: usize, code: c_int) -> bool {
     true
 }
 
-/// Says what is lost, once. Returns whether it was memory that the library hands out.
-pub(super) fn tell(addr: usize, code: c_int) -> bool {
+/// What is known of a failed access.
+pub(super) enum Found {
+    /// The memory is not of a kind that the library hands out.
+    Foreign,
+    /// What was lost has been replaced since, by another thread.
+    Replaced,
+    /// The mapping of a device.
+    OfDevice(Range<usize>),
+}
+
+/// Looks at what is mapped where an access failed, and says what is lost, once.
+pub(super) fn find(addr: usize, code: c_int) -> Found {
     static DID: AtomicBool = AtomicBool::new(false);
-    let is_ours = line_at(addr, |line, text| {
-        let is_ours = is_of_a_device(line);
+    let found = line_at(addr, |line, text| {
+        if !is_of_a_device(line) {
+            // Memory without a file does not fail.
+            let is_plain = line.name.is_empty() && line.file.ino == 0;
+            return if is_plain && loss::may_go_on() { Found::Replaced } else { Found::Foreign };
+        }
         // Relaxed: nothing hangs on it but that this is said once.
-        if is_ours && !DID.swap(true, Ordering::Relaxed) {
+        if !DID.swap(true, Ordering::Relaxed) {
             message(text, line, addr, code);
             // SAFETY: the buffer is valid for its length; a failed write has no remedy.
             unsafe { libc::write(libc::STDERR_FILENO, text.bytes.as_ptr().cast(), text.len) };
         }
-        is_ours
+        Found::OfDevice(line.addresses.clone())
     });
-    is_ours == Some(true)
+    found.unwrap_or(Found::Foreign)
+}
+
+/// Puts zeroed memory in the place of what is lost, unless another thread did. Returns whether the access may be made again.
+///
+/// One at a time, since the second of two would take away what the first has begun to fill: the look and the replacement
+/// are in one section of the room.
+pub(super) fn fill(addr: usize, lost: &Range<usize>, is_damaged: bool) -> bool {
+    let is_filled = line_at(addr, |line, _| {
+        !is_of_a_device(line) || loss::replace(lost, &line.addresses, is_damaged).is_ok()
+    });
+    is_filled == Some(true)
 }
 
 fn message(text: &mut Text, line: &Line<'_>, addr: usize, code: c_int) {
@@ -177,8 +204,12 @@ fn message(text: &mut Text, line: &Line<'_>, addr: usize, code: c_int) {
     text.add(b"daxtier: ").add(name).add(what);
     text.add(b" (address ").add_hex(addr as u64);
     text.add(b", offset ").add_hex((addr - line.addresses.start) as u64 + line.offset);
-    let is_read: &[u8] = if code == libc::BUS_MCEERR_AO { b"if it touches it\n" } else { b"now\n" };
-    text.add(b"); the program gets SIGBUS ").add(is_read);
+    let what: &[u8] = match code {
+        _ if loss::may_go_on() => b"goes on as on_loss or its handler says\n",
+        libc::BUS_MCEERR_AO => b"gets SIGBUS if it touches it\n",
+        _ => b"gets SIGBUS now\n",
+    };
+    text.add(b"); the program ").add(what);
 }
 
 #[cfg(test)]

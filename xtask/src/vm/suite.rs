@@ -1,6 +1,6 @@
 //! The device tests, run in the guest: `cargo xtask test --vm`, on every route and on two kernels.
 //!
-//! Each route runs `tests/real_device.rs` on each of its devices (`tests/numa_tiers.rs` where they are a node), and then real
+//! Each route runs `tests/real_device` on each of its devices (`tests/numa_tiers.rs` where they are a node), and then real
 //! programs over them. What it runs was built
 //! on the host and is seen through the guest's view of the host's file system.
 
@@ -9,6 +9,7 @@ use super::machine::Route;
 use super::packages::Cache;
 use crate::process::{Task, cargo, target_dir};
 use crate::setup;
+use std::time::Duration;
 
 /// The kernels that the tests run on: the release's own, and a newer one.
 const KERNELS: [Option<&str>; 2] = [None, Some("7")];
@@ -38,7 +39,7 @@ pub(crate) fn run(see: &mut dyn FnMut(&str)) -> Result<(), String> {
         let routes = if number == 0 { &Route::ALL[..] } else { &[Route::Cxl] };
         for &route in routes {
             println!("--- route {}, kernel {}", route.name(), kernel.unwrap_or("of the release"));
-            let report = Guest::new(route).run_seeing(&booted, &script(route, &tests), see)?;
+            let report = guest(route).run_seeing(&booted, &script(route, &tests), see)?;
             if report.exit_code != 0 {
                 return Err(format!("route {} ended with {}", route.name(), report.exit_code));
             }
@@ -78,13 +79,16 @@ fn script(route: Route, tests: &Tests) -> String {
             .map(|program| Task::program(program).line());
     // QEMU emulates every access to the second of two expanders, a microsecond each: there only what touches little.
     let (slow, filter) = match route {
-        Route::Numa => ("--slow node:1:512M", None),
-        Route::Cxl2 => {
-            ("--slow /dev/dax0.0,size=64M --slow /dev/dax1.0,size=128M", Some("discovery exhausted"))
-        }
-        Route::Cxl | Route::Hmem | Route::Pmem => ("--slow /dev/dax0.0", Some("")),
+        Route::Numa => ("node:1:512M", None),
+        Route::Cxl2 => (
+            "/dev/dax0.0,size=64M --slow /dev/dax1.0,size=128M",
+            Some("discovery exhausted a_device_that_goes"),
+        ),
+        Route::Cxl | Route::Hmem => ("/dev/dax0.0", Some("")),
+        Route::Pmem => ("/dev/dax0.0,allow-persistent", Some("")),
     };
-    let mut script = format!("set -e\n{daxtier} list\n");
+    let rounds = if route == Route::Cxl { 100 } else { 10 };
+    let mut script = format!("set -e\nexport DAXTIER_TEST_SHARED_ROUNDS={rounds}\n{daxtier} list\n");
     if let Some(filter) = filter {
         script += &format!(
             "for device in /dev/dax*; do\n  DAXTIER_TEST_DAX=$device {test} --test-threads=1 {filter}\ndone\n"
@@ -93,18 +97,33 @@ fn script(route: Route, tests: &Tests) -> String {
     if route == Route::Numa {
         script += &format!("{numa_tiers} --nocapture\n");
     }
+    if route == Route::Pmem {
+        script += &format!(
+            "if {daxtier} run --slow /dev/dax0.0 -- true 2>/tmp/refusal; then echo 'persistent memory was used'; exit 1; fi\n\
+             grep -q allow-persistent /tmp/refusal || {{ cat /tmp/refusal; exit 1; }}\n"
+        );
+    }
     if matches!(route, Route::Cxl | Route::Hmem | Route::Pmem) {
-        script += &format!("{daxtier} selftest --migrate --seconds 15 --slow /dev/dax0.0\n");
+        script += &format!(
+            "{daxtier} selftest --migrate --seconds 15 --slow {slow}\n\
+             bash xtask/src/vm/guest/programs.sh {daxtier} {slow} /dev/dax0.0\n"
+        );
     }
     if route == Route::Cxl {
         script += &strict(&daxtier);
     }
     script += &format!(
-        "got=$({daxtier} run --fast 64M {slow} --stats=/tmp/stats.json -- \
+        "got=$({daxtier} run --fast 64M --slow {slow} --stats=/tmp/stats.json -- \
              python3 -c 'x=[bytes(1000) for _ in range(100000)]; print(len(x))')\n\
          [ \"$got\" = 100000 ] || {{ echo \"python3 printed $got\"; exit 1; }}\n\
          python3 -c 'import json; print([(t[\"kind\"], t[\"peak_bytes\"]) for t in json.load(open(\"/tmp/stats.json\"))[\"tiers\"]])'\n"
     );
+    if route == Route::Cxl {
+        // The last, for the device does not come back.
+        script += &format!(
+            "DAXTIER_TEST_PCI=1 DAXTIER_TEST_DAX=/dev/dax0.0 {test} --test-threads=1 pulled_out --nocapture\n"
+        );
+    }
     script
 }
 

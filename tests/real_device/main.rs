@@ -1,7 +1,10 @@
 //! What must hold on a real dax device, driven by the kernel's device_dax.
 //!
 //! These tests overwrite the device, so they run only on one that `DAXTIER_TEST_DAX` names; `cargo xtask test --vm` sets it
-//! in a guest with an emulated CXL expander. Each takes the whole device, one after the other.
+//! in a guest with an emulated CXL expander. Each takes the whole device, one after the other. `changes` has devices that are
+//! drained, shared with processes that die, and lost.
+
+mod changes;
 
 use daxtier::device::{Dax, DaxOptions, DaxState, Device, DeviceError, discover};
 use daxtier::pgmap::DrainError;
@@ -38,9 +41,14 @@ fn device() -> Option<UnderTest> {
     Some(UnderTest { path, _alone: ALONE.lock().unwrap_or_else(PoisonError::into_inner) })
 }
 
+/// The device under test may be persistent memory, which is there to be overwritten.
+fn options() -> DaxOptions {
+    DaxOptions { allow_persistent: true, ..DaxOptions::default() }
+}
+
 impl UnderTest {
     fn open(&self) -> Dax {
-        Dax::open(&self.path, DaxOptions::default()).expect("the device under test can be used")
+        Dax::open(&self.path, options()).expect("the device under test can be used")
     }
 
     fn bind(&self) -> Pgmap {
@@ -104,7 +112,7 @@ fn drive(path: &Path, verb: &str) {
 
 /// A program whose device goes: what it has elsewhere goes on, and the first touch of what is lost ends it.
 fn lose_blocks(path: &Path) {
-    let config = format!("fast=64M slow={} policy=preferred=slow", path.display());
+    let config = format!("fast=64M slow={},allow-persistent policy=preferred=slow", path.display());
     let pool = Pool::open(&Config::parse(&config).expect("a valid configuration")).expect("the pool opens");
     let lost = pool.malloc(4 << 20, 16, AllocOptions::default()).expect("there is room");
     assert_eq!(pool.where_is(lost.as_ptr()).expect("ours").tier_name, "slow");
@@ -118,6 +126,17 @@ fn lose_blocks(path: &Path) {
     folios.iter_mut().for_each(|folio| words(folio).fill(7));
     let dax = pool.tiers().iter().find(|tier| tier.name() == "slow").expect("there is one").pgmaps()[0].id();
     assert!(folios.iter().all(|folio| folio.info().pgmap != dax), "placed on a device that is gone");
+    // The copies for a child are made of what is not there any more.
+    // SAFETY: the child ends at once.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: ends the child without running handlers.
+        unsafe { libc::_exit(0) };
+    }
+    let mut status = -1;
+    // SAFETY: waits for the child that was just made.
+    unsafe { libc::waitpid(child, &raw mut status, 0) };
+    assert!(child > 0 && status == 0, "a child that touches nothing lost ended with {status:#x}");
     println!("goes on");
     // SAFETY: the block is live; its device is not.
     let byte = unsafe { lost.read_volatile() };
@@ -126,7 +145,7 @@ fn lose_blocks(path: &Path) {
 
 /// A program whose device goes while folios come and go: it gets errors, and lives.
 fn lose_folios(path: &Path) {
-    let device = Dax::open(path, DaxOptions::default()).expect("the device can be used");
+    let device = Dax::open(path, options()).expect("the device can be used");
     let pgmap = Pgmap::bind(Arc::new(device), PgmapOptions::default()).expect("the device binds");
     let nr_errors = std::thread::scope(|scope| {
         let taker = scope.spawn(|| {
@@ -160,7 +179,7 @@ fn damage(path: &Path) {
     extern "C" fn go_on(_: libc::c_int) {}
     // SAFETY: the handler does nothing. The kernel signals the error within the call that makes it.
     unsafe { libc::signal(libc::SIGBUS, go_on as *const () as usize) };
-    let device = Dax::open(path, DaxOptions::default()).expect("the device can be used");
+    let device = Dax::open(path, options()).expect("the device can be used");
     let pgmap = Pgmap::bind(Arc::new(device), PgmapOptions::default()).expect("the device binds");
     let mut folio = pgmap.alloc_folio(Order::HUGE, Lifetime::Short).expect("there is room");
     words(&mut folio).fill(SECRET);
@@ -179,7 +198,7 @@ fn damage(path: &Path) {
     pgmap.drain(Duration::from_secs(10)).expect("nothing is held");
     drop(pgmap);
 
-    let config = format!("fast=8M slow={} policy=bind=slow", path.display());
+    let config = format!("fast=8M slow={},allow-persistent policy=bind=slow", path.display());
     let pool = Pool::open(&Config::parse(&config).expect("a valid configuration")).expect("the pool opens");
     let block = pool.malloc(4 << 20, 16, AllocOptions::default()).expect("there is room");
     // Not in the first 2 MiB, which the heap shares with other blocks.
@@ -227,9 +246,10 @@ fn plays_its_role() {
         "lose folios" => return lose_folios(&path),
         "damage" => return damage(&path),
         "stranger" => return stranger(&path),
+        other if changes::play(other, &path) => return,
         _ => {}
     }
-    let device = Dax::open(&path, DaxOptions::default()).expect("the device can be used");
+    let device = Dax::open(&path, options()).expect("the device can be used");
     let pgmap = Pgmap::bind(Arc::new(device), PgmapOptions::default()).expect("the device binds");
     let mut first = pgmap.alloc_folio(Order::HUGE, Lifetime::Short).expect("an extent can be claimed");
     assert!(words(&mut first).iter().all(|&word| word == 0), "a former owner's bytes were handed out");
@@ -260,8 +280,7 @@ fn discovery_tells_what_the_driver_demands() {
     let device = under_test.open();
     assert_eq!((device.len_bytes(), device.align_bytes()), (info.len_bytes, info.align_bytes));
     for bad in [0..0, 0..info.len_bytes + info.align_bytes, 4096..info.align_bytes] {
-        let refusal =
-            Dax::open(&under_test.path, DaxOptions { range: Some(bad.clone()), ..DaxOptions::default() });
+        let refusal = Dax::open(&under_test.path, DaxOptions { range: Some(bad.clone()), ..options() });
         assert!(refusal.is_err(), "the range {bad:?} was taken");
     }
 }
@@ -380,7 +399,7 @@ fn a_killed_pgmap_drains_when_its_last_folio_goes() {
 #[test]
 fn a_forked_child_has_its_own_copy() {
     let Some(under_test) = device() else { return };
-    let config = format!("fast=8M slow={} policy=bind=slow", under_test.path.display());
+    let config = format!("fast=8M slow={},allow-persistent policy=bind=slow", under_test.path.display());
     let pool = Pool::open(&Config::parse(&config).expect("a valid configuration")).expect("the pool opens");
     let block = pool.malloc(1 << 20, 16, AllocOptions::default()).expect("there is room").cast::<u64>();
     assert_eq!(pool.where_is(block.as_ptr().cast()).expect("ours").tier_name, "slow");
@@ -412,7 +431,8 @@ fn a_forked_child_has_its_own_copy() {
 #[test]
 fn an_exhausted_device_is_an_error_and_takes_again_what_is_freed() {
     let Some(under_test) = device() else { return };
-    let config = format!("fast=8M slow={},size=16M policy=bind=slow", under_test.path.display());
+    let config =
+        format!("fast=8M slow={},size=16M,allow-persistent policy=bind=slow", under_test.path.display());
     let pool = Pool::open(&Config::parse(&config).expect("a valid configuration")).expect("the pool opens");
     let slow = AllocOptions { tier: Some(TierName::Slow), ..AllocOptions::default() };
     let mut folios: Vec<Folio> = std::iter::from_fn(|| pool.alloc_folio(Order::HUGE, slow).ok()).collect();
@@ -423,7 +443,7 @@ fn an_exhausted_device_is_an_error_and_takes_again_what_is_freed() {
     folios.push(pool.alloc_folio(Order::HUGE, slow).expect("one was put"));
     drop(folios);
     pool.close().expect("nothing is left");
-    let beyond = format!("fast=8M slow={},size=1T", under_test.path.display());
+    let beyond = format!("fast=8M slow={},size=1T,allow-persistent", under_test.path.display());
     let refusal =
         Pool::open(&Config::parse(&beyond).expect("it reads well")).expect_err("larger than the device");
     assert!(matches!(refusal, PoolError::Device(_)), "{refusal}");
