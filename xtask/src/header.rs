@@ -127,7 +127,7 @@ fn config() -> Config {
 }
 
 /// The types that C sees, by their Rust names.
-const TYPES: [&str; 16] = [
+const TYPES: [&str; 17] = [
     "DaxtierPool",
     "DaxtierPgmap",
     "DaxtierFolio",

@@ -1,7 +1,7 @@
 //! The thread that hears what other processes ask for, and what the kernel says of devices.
 //!
-//! `daxtier drain` connects to a name of the abstract namespace that goes with the process ([`client`]); the same user or root
-//! may. [`events`] reads what the kernel tells: a device that goes is out of use before anything touches it. The thread
+//! `daxtier drain` connects to a name of the abstract namespace that goes with the process (`client`); the same user or root
+//! may. `events` reads what the kernel tells: a device that goes is out of use before anything touches it. The thread
 //! starts when slow memory of the kind that the setting `control` names is first used, so programs that never use any
 //! have none. Uses the pools; used by `source`, which says when memory is used.
 //!
