@@ -105,7 +105,7 @@ fn unknown_names_point_to_the_nearest() {
     assert_eq!(
         message(&[("DAXTIER_COLOUR", "red")]),
         "DAXTIER_COLOUR is not a variable of daxtier: known are DAXTIER_CONF, DAXTIER_FAST, DAXTIER_SLOW, \
-         DAXTIER_POLICY, DAXTIER_STATS, DAXTIER_ON_ERROR, DAXTIER_MIGRATE"
+         DAXTIER_POLICY, DAXTIER_STATS, DAXTIER_ON_ERROR, DAXTIER_MIGRATE, DAXTIER_ON_LOSS, DAXTIER_CONTROL"
     );
     assert_eq!(
         message(&[("DAXTIER_CONF", "fast=1G polcy=fill")]),
