@@ -211,6 +211,10 @@ extern "C" fn on_signal(number: c_int, info: *mut siginfo_t, context: *mut c_voi
         // SAFETY: a fault has an address.
         let addr = unsafe { info_ref.si_addr() }.addr();
         if let Some(guard) = Guard::of(own, addr) {
+            // A device that is there all the same is not to be taken for lost.
+            if mapped::heal(addr, code) {
+                return errno::set(errno);
+            }
             guard.addr.store(addr, Ordering::Relaxed);
             guard.code.store(code as u32, Ordering::Relaxed);
             let frame = guard.frame.swap(0, Ordering::Relaxed);

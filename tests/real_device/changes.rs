@@ -31,6 +31,7 @@ pub(super) fn play(role: &str, path: &Path) -> bool {
         "told" => told(path),
         "pci" => under_removal(path),
         "scrub" => scrub_until_gone(path),
+        "small pages" => without_huge_pages(path),
         _ => return false,
     }
     true
@@ -126,6 +127,21 @@ fn scrub_until_gone(path: &Path) {
             Err(other) => panic!("{other}"),
         }
     }
+}
+
+/// A program for which huge pages are switched off, as by its parent.
+fn without_huge_pages(path: &Path) {
+    // SAFETY: the option takes numbers.
+    assert_eq!(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) }, 0);
+    let pool = pool("fast=64M policy=bind=slow", path);
+    let block = pool.malloc(8 * SLOT, SLOT, AllocOptions { zero: true, ..slow() }).expect("there is room");
+    // SAFETY: the block is live and longer.
+    let last = unsafe { block.add(8 * SLOT - 1) };
+    // SAFETY: as above.
+    assert_eq!(unsafe { last.read_volatile() }, 0);
+    // SAFETY: the block is live, and nobody uses it afterwards.
+    unsafe { pool.free(block) }.expect("ours");
+    println!("can use it");
 }
 
 fn told_by(output: &Output) -> String {
@@ -243,6 +259,15 @@ fn lost_memory_reads_as_zeroes_where_that_is_wanted() {
     let Some(under_test) = device() else { return };
     let seen = play_loss(&under_test, "zero fill");
     assert!(seen.contains("goes on with zeroes") && seen.contains("as on_loss"), "{seen}");
+}
+
+/// Catches a device that is taken for lost because its driver answers with SIGBUS where huge pages are off.
+#[test]
+fn a_program_without_huge_pages_can_use_the_device() {
+    let Some(under_test) = device() else { return };
+    let ended = under_test.play("small pages");
+    let seen = told_by(&ended);
+    assert!(ended.status.success() && seen.contains("can use it"), "{seen}");
 }
 
 /// Catches a program that goes on to place memory on a device until it touches it.
