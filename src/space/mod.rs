@@ -192,13 +192,13 @@ impl Space {
         next.or(first)
     }
 
-    /// Returns the index and the folio of every slot that is mapped from a pgmap's device.
+    /// Returns the index and the folio of every slot that a pgmap of this process backs.
     pub(crate) fn slots_of_pgmap(&self, id: u16) -> Vec<(usize, RawFolio)> {
         let mut slots = Vec::new();
         self.for_each_slot(|index| {
             let state = self.slot(index).lock();
-            let is_shared = state.mapping == Mapping::Shared;
-            slots.extend(state.folio.filter(|raw| is_shared && raw.pgmap() == id).map(|raw| (index, raw)));
+            let is_backed = state.mapping != Mapping::Inherited;
+            slots.extend(state.folio.filter(|raw| is_backed && raw.pgmap() == id).map(|raw| (index, raw)));
         });
         slots
     }

@@ -54,6 +54,11 @@ struct Tests {
     numa_tiers: String,
 }
 
+/// A guest that has the time for all of it: every instruction is emulated.
+fn guest(route: Route) -> Guest {
+    Guest { time_limit: Duration::from_secs(1800), ..Guest::new(route) }
+}
+
 /// Builds what runs in the guest.
 fn build() -> Result<Tests, String> {
     setup::meet(&[setup::BUILD])?;
