@@ -171,7 +171,8 @@ static MOVES: Table<Move> = Table::new(0xD3, "move");
 ///
 /// Addresses stay, and other threads may use the memory all the while; who touches what is just being moved waits for
 /// less than a millisecond as a rule. A slot that can't be moved stays where it is: `counts`, which may be NULL, says
-/// how many had which outcome. Only blocks move, never folios. The first call of a process starts two threads.
+/// how many had which outcome. Only blocks move, never folios. The first call of a process starts the library's
+/// workers and a thread beside them.
 ///
 /// Threads: any number at once. Blocks: until the slots are moved. After fork: moves the child's own memory.
 /// Signal handlers: not allowed. Lifetime: `counts` is not used after the call.

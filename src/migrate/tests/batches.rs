@@ -1,6 +1,11 @@
 //! Several slots at once: what they share, and what one of them does not do to the others.
+//!
+//! Each runs in a process of its own: another test's fork would cut a batch short.
 
 use super::*;
+use crate::sys::testing::runs_in_own_process;
+
+const MODULE: &str = "migrate::tests::batches";
 
 /// Writes a word to some pages of every slot; returns what finds out whether they are still there.
 fn fill(bench: &Bench, salt: u64) -> impl Fn() -> bool + '_ {
@@ -11,16 +16,15 @@ fn fill(bench: &Bench, salt: u64) -> impl Fn() -> bool + '_ {
 
 #[test]
 fn a_batch_moves_together_and_takes_the_pages_that_are_ready() {
+    if runs_in_own_process(&format!("{MODULE}::a_batch_moves_together_and_takes_the_pages_that_are_ready")) {
+        return;
+    }
     let Some(kit) = kit() else { return };
     for ways in WAYS {
         let (bench, mut stage) = (Bench::of_slots(MOST_MOVES), Stage::new());
         for round in 0..3 {
             let holds = fill(&bench, round);
             let done = bench.relocate_all(kit, ways, &mut stage, &bench.slow);
-            // Another test's fork may have come between.
-            if done.contains(&Err(Some(Refusal::Forked))) {
-                continue;
-            }
             assert!(done.iter().all(Result::is_ok), "{ways:?} {round}: {done:?}");
             assert_eq!(bench.tiers(), "s".repeat(MOST_MOVES));
             assert!(holds(), "{ways:?} {round}: demoted");
@@ -45,6 +49,11 @@ fn a_batch_moves_together_and_takes_the_pages_that_are_ready() {
 
 #[test]
 fn what_stands_in_the_way_of_one_slot_stops_no_other_of_its_batch() {
+    if runs_in_own_process(&format!(
+        "{MODULE}::what_stands_in_the_way_of_one_slot_stops_no_other_of_its_batch"
+    )) {
+        return;
+    }
     let Some(kit) = kit() else { return };
     for ways in WAYS {
         let (bench, mut stage) = (Bench::of_slots(7), Stage::new());
@@ -54,9 +63,6 @@ fn what_stands_in_the_way_of_one_slot_stops_no_other_of_its_batch() {
         };
         pin(&[2, 6], 1);
         let done = bench.relocate_all(kit, ways, &mut stage, &bench.slow);
-        if done.contains(&Err(Some(Refusal::Forked))) {
-            continue;
-        }
         assert_eq!(bench.tiers(), "ssfsssf", "{ways:?}: {done:?}");
         assert_eq!((&done[2], &done[6]), (&Err(Some(Refusal::Kept)), &Err(Some(Refusal::Kept))));
         pin(&[2, 6], 0);
@@ -73,6 +79,11 @@ fn what_stands_in_the_way_of_one_slot_stops_no_other_of_its_batch() {
 
 #[test]
 fn a_device_that_goes_in_the_middle_of_a_batch_takes_what_was_not_moved_yet() {
+    if runs_in_own_process(&format!(
+        "{MODULE}::a_device_that_goes_in_the_middle_of_a_batch_takes_what_was_not_moved_yet"
+    )) {
+        return;
+    }
     let Some(kit) = kit() else { return };
     for ways in WAYS.iter().take(2) {
         let (bench, mut stage) = (Bench::of_slots(6), Stage::new());
@@ -81,9 +92,6 @@ fn a_device_that_goes_in_the_middle_of_a_batch_takes_what_was_not_moved_yet() {
         let gone = sabotage::sabotage(third..third + SLOT_BYTES, Defect::DeviceGoes(bench.device));
         let done = bench.relocate_all(kit, *ways, &mut stage, &bench.slow);
         drop(gone);
-        if done.contains(&Err(Some(Refusal::Forked))) {
-            continue;
-        }
         assert_eq!(bench.tiers(), "ssffff", "{ways:?}: {done:?}");
         assert!(done[2..].iter().all(|done| matches!(done, Err(Some(Refusal::Unanswered(_))))), "{done:?}");
         let is_there = |page: usize| bench.word(page).load(Ordering::Relaxed) == page as u64 + 1;
@@ -93,14 +101,17 @@ fn a_device_that_goes_in_the_middle_of_a_batch_takes_what_was_not_moved_yet() {
 
 #[test]
 fn a_device_that_goes_while_neighbours_are_blocked_is_mapped_again_where_it_was() {
+    if runs_in_own_process(&format!(
+        "{MODULE}::a_device_that_goes_while_neighbours_are_blocked_is_mapped_again_where_it_was"
+    )) {
+        return;
+    }
     let Some(kit) = kit() else { return };
     for ways in WAYS.iter().take(2) {
         let (bench, mut stage) = (Bench::of_slots(6), Stage::new());
         let _ = fill(&bench, 1);
         let done = bench.relocate_all(kit, *ways, &mut stage, &bench.slow);
-        if done.contains(&Err(Some(Refusal::Forked))) {
-            continue;
-        }
+        assert!(done.iter().all(Result::is_ok), "{ways:?}: {done:?}");
         let third = bench.addr().addr() + 2 * SLOT_BYTES;
         let gone = sabotage::sabotage(third..third + SLOT_BYTES, Defect::DeviceGoes(bench.device));
         let done = bench.relocate_all(kit, *ways, &mut stage, &bench.fast);
@@ -121,6 +132,9 @@ fn a_device_that_goes_while_neighbours_are_blocked_is_mapped_again_where_it_was(
 
 #[test]
 fn a_fork_that_wants_to_begin_cuts_a_batch_short() {
+    if runs_in_own_process(&format!("{MODULE}::a_fork_that_wants_to_begin_cuts_a_batch_short")) {
+        return;
+    }
     let Some(kit) = kit() else { return };
     let bench = Bench::of_slots(MOST_MOVES);
     let (holds, stop) = (fill(&bench, 1), Stop(AtomicBool::new(false)));
