@@ -52,9 +52,7 @@ pub(super) fn adopt() -> bool {
     if key == NO_KEY {
         return false;
     }
-    if _mi_heap_default_key.load(Ordering::Relaxed) != key {
-        replace_engines_key(key);
-    }
+    replace_engines_key(key);
     let engines = ENGINES_KEY.load(Ordering::Relaxed);
     let theap = thread::key_value(engines);
     if !theap.is_null() {
@@ -69,10 +67,12 @@ pub(super) fn adopt() -> bool {
 
 /// Lets the engine set our key. Several threads may do so at once: each puts the same in the same place.
 fn replace_engines_key(key: u32) {
-    // Relaxed: the engine reads the word plainly when a thread starts; either key has a destructor that serves.
-    let engines = _mi_heap_default_key.swap(key, Ordering::Relaxed);
+    // Acquire: pairs with the Release below; who finds our key there finds the engine's in `ENGINES_KEY`.
+    let engines = _mi_heap_default_key.load(Ordering::Acquire);
     if engines != key {
         ENGINES_KEY.store(engines, Ordering::Relaxed);
+        // The engine reads the word plainly when a thread starts; either key has a destructor that serves.
+        _mi_heap_default_key.store(key, Ordering::Release);
     }
 }
 
