@@ -276,6 +276,15 @@ pub(crate) fn all_are_there() -> bool {
 /// In a table of a thread's own: the process, of whose first thread descriptors are fetched.
 const PROCESS: RawFd = 0;
 
+thread_local! {
+    static HAS_OWN_TABLE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether the calling thread has a table of its own: what it opens is not in the common one, so it must not [`enter`] it.
+pub(crate) fn has_own_table() -> bool {
+    HAS_OWN_TABLE.get()
+}
+
 /// Copies a number of the common table into this thread's own. `None` in a thread without one.
 fn fetch(number: RawFd) -> Option<Fetched> {
     fetch_from(PROCESS, number)
@@ -320,6 +329,7 @@ pub(crate) fn take_table(keep: [Own; 2]) -> Result<bool, SysError> {
         std::mem::forget(process);
         is_in_place && numbers.into_iter().all(keep_fetched)
     });
+    HAS_OWN_TABLE.set(true);
     if is_filled { Ok(true) } else { Err(SysError { call: "pidfd_getfd", errno: libc::EBADF }) }
 }
 

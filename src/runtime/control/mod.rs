@@ -65,6 +65,10 @@ pub(super) fn note_use(control: Control, kind: DeviceKind) {
 /// Starts the thread, once a process. Where it can't be had the program does without.
 #[cold]
 fn start() {
+    // A worker of the migration opens nothing for others; another thread's use of memory comes.
+    if descriptors::has_own_table() {
+        return;
+    }
     let mut state = STATE.lock();
     if STARTED_IN.swap(std::process::id(), Ordering::Relaxed) != 0 || pool::has_tightened_filters() {
         return;

@@ -93,10 +93,10 @@ fn script(route: Route, tests: &Tests) -> String {
         Route::Pmem => ("/dev/dax0.0,allow-persistent", Some("")),
     };
     let rounds = if route == Route::Cxl { 100 } else { 10 };
-    let mut script = format!("set -e\nexport DAXTIER_TEST_SHARED_ROUNDS={rounds}\n{daxtier} list\n");
+    let mut script = format!("set -e\n{daxtier} list\n");
     if let Some(filter) = filter {
         script += &format!(
-            "for device in /dev/dax*; do\n  DAXTIER_TEST_DAX=$device {test} --test-threads=1 {filter}\ndone\n"
+            "for device in /dev/dax*; do\n  DAXTIER_TEST_SHARED_ROUNDS={rounds} DAXTIER_TEST_DAX=$device {test} --test-threads=1 {filter}\ndone\n"
         );
     }
     if route == Route::Numa {

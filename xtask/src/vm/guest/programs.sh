@@ -13,7 +13,10 @@ PYTHON
 rm -f /tmp/ready /tmp/go
 $daxtier run --fast 256M --slow "$slow" --policy preferred=slow -- python3 /tmp/program.py >/tmp/said &
 program=$!
-until [ -e /tmp/ready ]; do kill -0 $program && sleep 0.2; done
+until [ -e /tmp/ready ]; do
+    kill -0 $program 2>/dev/null || { wait $program; echo "the program ended with $? before it was ready"; exit 1; }
+    sleep 0.2
+done
 $daxtier list
 $daxtier drain --remove "$device" $program
 if $daxtier list | grep -q "pid $program"; then echo "the claims were not given back"; exit 1; fi
