@@ -52,7 +52,14 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         long::run(&mut tally)?;
     }
     if in_guest {
-        tally.step("device tests in a guest", |tally| suite::run(&mut |line| _ = tally.count(line)))?;
+        let mut parts = Vec::new();
+        tally.step("guests", |_| {
+            parts = suite::prepare()?;
+            Ok(())
+        })?;
+        for part in parts {
+            tally.step(&part.name(), |tally| part.run(&mut |line| _ = tally.count(line)))?;
+        }
     }
     let Tally { steps, passed, ignored } = tally;
     println!(

@@ -6,7 +6,7 @@
 
 use super::guest::Guest;
 use super::machine::Route;
-use super::packages::Cache;
+use super::packages::{Cache, Kernel};
 use crate::process::{Task, cargo, target_dir};
 use crate::setup;
 use std::time::Duration;
@@ -14,38 +14,70 @@ use std::time::Duration;
 /// The kernels that the tests run on: the release's own, and a newer one.
 const KERNELS: [Option<&str>; 2] = [None, Some("7")];
 
-/// Runs the device tests and hands each line that they print to `see`. Prints why, and passes, where there is no guest.
+/// One guest to run: a way that a device reaches the machine, on a kernel.
+pub(crate) struct Part {
+    route: Route,
+    newer_kernel: Option<&'static str>,
+    booted: Kernel,
+    script: String,
+}
+
+/// Builds the test programs and fetches what the guests need. Prints why, and returns no part, where there can be no guest.
 ///
 /// # Errors
-/// The first route that fails.
-pub(crate) fn run(see: &mut dyn FnMut(&str)) -> Result<(), String> {
+/// Tests that can't be built.
+pub(crate) fn prepare() -> Result<Vec<Part>, String> {
     let cache = match Cache::open() {
         Ok(cache) => cache,
         Err(missing) => {
             println!("skipped: {missing}");
-            return Ok(());
+            return Ok(Vec::new());
         }
     };
     let tests = build()?;
-    for (number, kernel) in KERNELS.into_iter().enumerate() {
-        let booted = match cache.prepare(kernel) {
+    let mut parts = Vec::new();
+    for newer_kernel in KERNELS {
+        let booted = match cache.prepare(newer_kernel) {
             Ok(booted) => booted,
             Err(refusal) => {
                 println!("skipped: the guest's packages cannot be had: {refusal}");
-                return Ok(());
+                return Ok(Vec::new());
             }
         };
         // The newer kernel differs in its CXL and dax drivers; the machine's other ways in are the same.
-        let routes = if number == 0 { &Route::ALL[..] } else { &[Route::Cxl] };
+        let routes = if newer_kernel.is_none() { &Route::ALL[..] } else { &[Route::Cxl] };
         for &route in routes {
-            println!("--- route {}, kernel {}", route.name(), kernel.unwrap_or("of the release"));
-            let report = guest(route).run_seeing(&booted, &script(route, &tests), see)?;
-            if report.exit_code != 0 {
-                return Err(format!("route {} ended with {}", route.name(), report.exit_code));
-            }
+            // The long run of kills once.
+            let rounds = if (route, newer_kernel) == (Route::Cxl, None) { 100 } else { 10 };
+            let script = script(route, &tests, rounds);
+            parts.push(Part { route, newer_kernel, booted: booted.clone(), script });
         }
     }
-    Ok(())
+    Ok(parts)
+}
+
+impl Part {
+    /// What distinguishes it from the others.
+    pub(crate) fn name(&self) -> String {
+        format!(
+            "device tests in a guest, route {}, kernel {}",
+            self.route.name(),
+            self.newer_kernel.unwrap_or("of the release")
+        )
+    }
+
+    /// Runs it and hands each line that the tests print to `see`.
+    ///
+    /// # Errors
+    /// The first of its commands that fails.
+    pub(crate) fn run(&self, see: &mut dyn FnMut(&str)) -> Result<(), String> {
+        let report = guest(self.route).run_seeing(&self.booted, &self.script, see)?;
+        if report.exit_code == 0 {
+            Ok(())
+        } else {
+            Err(format!("its script ended with {}", report.exit_code))
+        }
+    }
 }
 
 /// The test programs.
@@ -56,7 +88,7 @@ struct Tests {
 
 /// A guest that has the time for all of it: every instruction is emulated.
 fn guest(route: Route) -> Guest {
-    Guest { time_limit: Duration::from_secs(1800), ..Guest::new(route) }
+    Guest { time_limit: Duration::from_secs(1080), ..Guest::new(route) }
 }
 
 /// Builds what runs in the guest.
@@ -77,7 +109,7 @@ fn build() -> Result<Tests, String> {
 }
 
 /// What runs in the guest, as a shell script that ends at the first failure.
-fn script(route: Route, tests: &Tests) -> String {
+fn script(route: Route, tests: &Tests, rounds: u32) -> String {
     let daxtier = target_dir().join("debug/daxtier");
     let [test, numa_tiers, daxtier] =
         [tests.real_device.clone(), tests.numa_tiers.clone(), daxtier.display().to_string()]
@@ -92,7 +124,6 @@ fn script(route: Route, tests: &Tests) -> String {
         Route::Cxl | Route::Hmem => ("/dev/dax0.0", Some("")),
         Route::Pmem => ("/dev/dax0.0,allow-persistent", Some("")),
     };
-    let rounds = if route == Route::Cxl { 100 } else { 10 };
     let mut script = format!("set -e\n{daxtier} list\n");
     if let Some(filter) = filter {
         script += &format!(
