@@ -22,6 +22,8 @@ fn main() -> ExitCode {
         .std("gnu11")
         // As mimalloc itself: the address of a thread's variables is known without a call.
         .flag("-ftls-model=initial-exec")
+        // A few processors decode a branch that crosses such a boundary anew each time.
+        .flag_if_supported("-Wa,-mbranches-within-32B-boundaries")
         .compile("daxtier_engine");
     ExitCode::SUCCESS
 }

@@ -38,6 +38,8 @@ fn compile_malloc() -> Result<(), String> {
         .flag("-ftls-model=initial-exec")
         // What stands in for malloc must not be taken for what the compiler knows of malloc.
         .flag("-fno-builtin")
+        // A few processors decode a branch that crosses such a boundary anew each time.
+        .flag_if_supported("-Wa,-mbranches-within-32B-boundaries")
         .try_compile_intermediates()
         .map_err(|error| error.to_string())?;
     for object in objects {

@@ -131,7 +131,8 @@ HIDDEN enum found daxtier_engine_find(const void *address, void **start)
     const mi_page_t *page = _mi_safe_ptr_page(address);
     if (page == NULL || (const uint8_t *)address < page->page_start) return FOUND_FOREIGN;
     size_t offset = (size_t)((const uint8_t *)address - page->page_start);
-    size_t index = offset / page->block_size;
+    /* Most often the only block of its page, and a division is slow. */
+    size_t index = offset < page->block_size ? 0 : offset / page->block_size;
     /* Relaxed: the page's thread may add blocks meanwhile, but has added the caller's before it handed it out. */
     if (index >= __atomic_load_n(&page->capacity, __ATOMIC_RELAXED)) return FOUND_FOREIGN;
     struct block *block = (struct block *)(page->page_start + index * page->block_size);
@@ -141,19 +142,25 @@ HIDDEN enum found daxtier_engine_find(const void *address, void **start)
     return block->mark == mark_of(block) ? FOUND_FREED : FOUND_LIVE;
 }
 
-/* Marks a block as free. It begins at `start`, which differs from its address where that is aligned. */
-HIDDEN void daxtier_engine_mark(void *start)
+/* Where a live block, known by its address, begins: before that in a page of blocks of a larger alignment. */
+INLINED struct block *start_of(void *block)
 {
-    ((struct block *)start)->mark = mark_of(start);
+    const mi_page_t *page = _mi_ptr_page(block);
+    if (mi_likely(!mi_page_has_interior_pointers(page))) return block;
+    return (struct block *)_mi_page_ptr_unalign(page, block);
+}
+
+/* Marks a live block as free. */
+HIDDEN void daxtier_engine_mark(void *block)
+{
+    struct block *start = start_of(block);
+    start->mark = mark_of(start);
 }
 
 /* Removes the mark from a block that mimalloc has just handed out. */
 HIDDEN void daxtier_engine_unmark(void *block)
 {
-    const mi_page_t *page = _mi_ptr_page(block);
-    struct block *start = block;
-    if (mi_unlikely(mi_page_has_interior_pointers(page))) start = (struct block *)_mi_page_ptr_unalign(page, block);
-    start->mark = 0;
+    start_of(block)->mark = 0;
 }
 
 /* Whether mimalloc's structures are those that this file was compiled for: their last field is where it should be. */

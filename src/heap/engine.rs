@@ -116,7 +116,7 @@ unsafe extern "C" {
     safe fn daxtier_engine_has_shortcut() -> bool;
     fn daxtier_engine_open_shortcut(heap: *const mi_heap_t);
     fn daxtier_engine_find(address: *const u8, start: *mut *mut u8) -> c_int;
-    fn daxtier_engine_mark(start: *mut u8);
+    fn daxtier_engine_mark(block: *mut u8);
     fn daxtier_engine_unmark(block: *mut u8);
 }
 
@@ -325,11 +325,8 @@ pub(super) unsafe fn free(block: *mut u8) {
 /// As for [`free`].
 #[inline(never)]
 pub(super) unsafe fn free_slow(block: *mut u8) {
-    let mut start = block;
-    // SAFETY: `start` has room for an address.
-    unsafe { daxtier_engine_find(block, &raw mut start) };
-    // SAFETY: a block begins there, and it is the caller's.
-    unsafe { daxtier_engine_mark(start) };
+    // SAFETY: the caller argued it, and the block has room for a mark.
+    unsafe { daxtier_engine_mark(block) };
     // SAFETY: the caller argued it.
     inside(|| unsafe { mi::mi_free(block.cast()) });
 }
