@@ -1,11 +1,12 @@
 //! Compiles what is written in C: `src/heap/*.c`, against the very mimalloc that is linked, whose structures it works on,
-//! and a thread's variable. Tells the preload library where to find `engine.h` and mimalloc's headers.
+//! and a thread's variables. Tells the preload library where to find `engine.h` and mimalloc's headers.
 
 use std::env;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    const SOURCES: [&str; 3] = ["src/heap/census.c", "src/heap/engine.c", "src/sync/shortcut.c"];
+    const SOURCES: [&str; 4] =
+        ["src/heap/census.c", "src/heap/engine.c", "src/sync/here.c", "src/sync/shortcut.c"];
     const HEADERS: [&str; 2] = ["src/heap/engine.h", "src/sync/shortcut.h"];
     for file in SOURCES.iter().chain(&HEADERS) {
         println!("cargo::rerun-if-changed={file}");

@@ -16,7 +16,7 @@ pub(crate) use runs::Runs;
 pub(crate) use thread_exit::register as end_threads_inside_the_gate;
 
 use crate::space::{SlotSource, Space};
-use crate::sync::service;
+use crate::sync::{gate, service};
 use arena::Arena;
 use engine::mi_heap_t;
 use std::ops::Range;
@@ -210,6 +210,7 @@ pub(crate) fn malloc_slow(len_bytes: usize, align: usize, zero: bool) -> *mut u8
 /// Makes the heap ready for its first use. Returns `false` when the engine was built with features that it can't be used
 /// with: then no heap may be made.
 pub(crate) fn prepare() -> bool {
+    gate::prepare();
     engine::prepare()
 }
 

@@ -81,4 +81,5 @@ unsafe extern "C" fn end(theap: *mut c_void) {
     shortcut::close();
     // SAFETY: the engine set the value to the ending thread's own, which it expects here.
     gate::run(|| unsafe { _mi_thread_done(theap) });
+    gate::release();
 }

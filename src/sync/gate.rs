@@ -3,20 +3,27 @@
 //! A forked child has the forking thread alone. A lock that another thread held, or a structure that it was in the
 //! middle of changing, stays so in the child for ever. So the heap engine's slow paths, the ends of threads and the
 //! library's own code ([`service`](super::service)) run inside the gate, and a fork closes it: [`close`] waits until
-//! nobody is inside and keeps all out. [`run`] costs two atomic additions to a line that few threads share; the
-//! engine's fast paths, which touch nothing but the thread's own pages or push a block to another thread's list in one
-//! step, need none.
+//! nobody is inside and keeps all out. The engine's fast paths, which touch nothing but the thread's own pages or push a
+//! block to another thread's list in one step, need none.
 //!
 //! # Protocol
 //! A reader adds one to its stripe and then looks at `state`; the closer changes `state` and then looks at the
-//! stripes. All four are SeqCst, so either the reader sees the closed gate, takes its one back and waits, or
-//! the closer sees the reader and waits for it.
+//! stripes. Between the two steps each makes a full barrier, so either the reader sees the closed gate, takes its one back
+//! and waits, or the closer sees the reader and waits for it. On leaving likewise: either the closer sees that the reader has
+//! gone, or the reader sees that somebody may wait, and wakes it.
+//!
+//! The reader's barrier would be what costs most of a section. So the closer makes it for the readers where the kernel can
+//! (`membarrier`): in `OPEN` a reader on a stripe of its own only keeps the compiler from turning its two steps around. In
+//! `CAREFUL`, before [`prepare`] and where the kernel can't, it makes a barrier. A reader on a shared stripe always does, by its
+//! atomic addition. A reader that sees `OPEN` relies on the closer that closes the gate next, which sees `OPEN` too, or a
+//! later state.
 //!
 //! | state | meaning | leaves to |
 //! |---|---|---|
+//! | `CAREFUL` | readers come and go, each with a barrier | `OPEN` by `prepare`; `CLOSED` |
 //! | `OPEN` | readers come and go | `CLOSED` by a thread that is about to fork |
-//! | `CLOSED` | the closer waits for readers, or has the memory in its hands | `LENT` or `OPEN` by the closer |
-//! | `LENT` | the closer went back into the C library, to fork | `OPEN` by the closer; by the child for itself |
+//! | `CLOSED` | the closer waits for readers, or has the memory in its hands | `LENT`; `OPEN` or `CAREFUL` by the closer |
+//! | `LENT` | the closer went back into the C library, to fork | `CLOSED` by the closer; `OPEN` or `CAREFUL` by the child for itself |
 //!
 //! In `LENT` the C library takes locks of its own. A thread that holds one of them and waits at the gate would be
 //! waited for by the closer in turn. A reader that waits in `LENT` therefore looks from time to time whether the
@@ -28,65 +35,101 @@
 //!   thread that is inside is never the one that waits in `close` ([`is_inside`] tells it to refuse).
 //! - G2: the closer counts as inside, so that code which it calls passes through.
 
-use super::atomic::{AtomicU32, Ordering};
-use crate::sys::{errno, futex, thread};
-use std::cell::Cell;
+use super::atomic::{AtomicU32, Ordering, fence};
+use super::here::{self, Here};
+use super::stripes::{Stripe, Stripes};
+use crate::sys::{errno, thread};
+#[cfg(not(loom))]
+use crate::sys::{futex, membarrier};
 use std::sync::atomic::compiler_fence;
 use std::time::Duration;
 
 const OPEN: u32 = 0;
-const CLOSED: u32 = 1;
-const LENT: u32 = 2;
-
-/// Lines that readers spread over. With more threads than that some share one.
-#[cfg(not(loom))]
-const NR_STRIPES: usize = 64;
-#[cfg(loom)]
-const NR_STRIPES: usize = 2;
+const CAREFUL: u32 = 1;
+const CLOSED: u32 = 2;
+const LENT: u32 = 3;
 
 /// How often a reader at a lent gate looks what the closer waits for.
 const PATIENCE: Duration = Duration::from_millis(20);
 
-/// A count of readers on a line of its own; two lines, since processors fetch them in pairs.
-#[repr(align(128))]
-struct Stripe(AtomicU32);
+/// How long a store may take to leave its processor, many times over: for a closer that the kernel refuses the barrier which
+/// it had offered.
+const SETTLING: Duration = Duration::from_millis(1);
 
 /// The gate without the threads' own part: see the module's protocol.
 pub(crate) struct Gate {
-    /// One of the three states. Written by the closer; publishes nothing but itself.
+    /// One of the four states. Its Release, when the gate opens, publishes what the closer did.
     state: AtomicU32,
+    /// `OPEN` or `CAREFUL`: what `state` becomes when the gate opens. Written by `open_wide`, once, and by the closer.
+    openness: AtomicU32,
     /// The kernel's number of the closer, valid in `LENT`.
     closer: AtomicU32,
-    stripes: [Stripe; NR_STRIPES],
+    stripes: Stripes,
+    /// Whether a closer may make the readers' barrier.
+    #[cfg(loom)]
+    is_helped: bool,
 }
 
 impl Gate {
-    /// Makes an open gate.
+    /// Makes a careful gate.
     #[cfg(not(loom))]
     pub(crate) const fn new() -> Gate {
         Gate {
-            state: AtomicU32::new(OPEN),
+            state: AtomicU32::new(CAREFUL),
+            openness: AtomicU32::new(CAREFUL),
             closer: AtomicU32::new(0),
-            stripes: [const { Stripe(AtomicU32::new(0)) }; NR_STRIPES],
+            stripes: Stripes::new(),
         }
     }
 
-    /// Makes an open gate.
+    /// Makes a careful gate, which is opened wide if a closer may help.
     #[cfg(loom)]
-    pub(crate) fn new() -> Gate {
+    pub(crate) fn new(is_helped: bool) -> Gate {
         Gate {
-            state: AtomicU32::new(OPEN),
+            state: AtomicU32::new(CAREFUL),
+            openness: AtomicU32::new(CAREFUL),
             closer: AtomicU32::new(0),
-            stripes: std::array::from_fn(|_| Stripe(AtomicU32::new(0))),
+            stripes: Stripes::new(),
+            is_helped,
+        }
+    }
+
+    /// Spares the readers their barrier, if the closer can make one for them.
+    pub(crate) fn open_wide(&self) {
+        if barrier_of_all() {
+            // Before the state, so that a closer that finds `OPEN` there finds it here. Who finds it only here makes a barrier
+            // that nobody needs.
+            self.openness.store(OPEN, Ordering::SeqCst);
+            // Whoever has the gate closed opens it as it should be.
+            _ = self.state.compare_exchange(CAREFUL, OPEN, Ordering::SeqCst, Ordering::Relaxed);
         }
     }
 
     /// Goes in unless the gate is closed. [`leave`](Gate::leave) ends it.
+    #[inline(always)]
     pub(crate) fn try_enter(&self, stripe: usize) -> bool {
-        let count = &self.stripes[stripe % NR_STRIPES].0;
-        // SeqCst, as the load below: see the protocol.
-        count.fetch_add(1, Ordering::SeqCst);
-        if load(&self.state) == OPEN {
+        let count = &self.stripes.get(stripe).count;
+        if Stripes::is_own(stripe) {
+            // Relaxed: the barrier orders.
+            count.store(1, Ordering::Relaxed);
+            self.cheap_barrier();
+            // Acquire: pairs with the Release of `open`.
+            if self.state.load(Ordering::Acquire) == OPEN {
+                return true;
+            }
+        } else {
+            // SeqCst: a barrier.
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+        self.look_again(stripe)
+    }
+
+    /// Makes a barrier of its own before it looks at the state.
+    #[inline(never)]
+    fn look_again(&self, stripe: usize) -> bool {
+        fence(Ordering::SeqCst);
+        // Acquire: pairs with the Release of `open`.
+        if is_open(self.state.load(Ordering::Acquire)) {
             return true;
         }
         self.leave(stripe);
@@ -94,11 +137,29 @@ impl Gate {
     }
 
     /// Takes back what `try_enter` added.
+    #[inline(always)]
     pub(crate) fn leave(&self, stripe: usize) {
-        let count = &self.stripes[stripe % NR_STRIPES].0;
-        // SeqCst: what was done inside comes before the closer's look at the stripe (it is a release at least), and
-        // if the closer sleeps on the count, the state below is seen closed and it is woken.
-        if count.fetch_sub(1, Ordering::SeqCst) == 1 && load(&self.state) != OPEN {
+        let count = &self.stripes.get(stripe).count;
+        if Stripes::is_own(stripe) {
+            // Release: what was done inside comes before the closer's look at the stripe.
+            count.store(0, Ordering::Release);
+            self.cheap_barrier();
+            // Relaxed: if this is not the last word, the closer's barrier was before it.
+            if self.state.load(Ordering::Relaxed) == OPEN {
+                return;
+            }
+        } else {
+            // SeqCst: a barrier, and a Release as above.
+            count.fetch_sub(1, Ordering::SeqCst);
+        }
+        self.wake_closer(count);
+    }
+
+    #[inline(never)]
+    fn wake_closer(&self, count: &AtomicU32) {
+        fence(Ordering::SeqCst);
+        // Relaxed: the barrier orders.
+        if !is_open(self.state.load(Ordering::Relaxed)) {
             wake_all(count);
         }
     }
@@ -107,12 +168,14 @@ impl Gate {
     #[cold]
     pub(crate) fn wait_open(&self) -> bool {
         loop {
-            // SeqCst: rare, and its order against the stripes is then plain.
-            match load(&self.state) {
-                OPEN => return true,
+            // Relaxed, here and below: who goes in looks again.
+            match self.state.load(Ordering::Relaxed) {
+                OPEN | CAREFUL => return true,
                 state => wait(&self.state, state, Some(PATIENCE)),
             }
-            if load(&self.state) == LENT && thread::waits_for_lock(self.closer.load(Ordering::Relaxed)) {
+            if self.state.load(Ordering::Relaxed) == LENT
+                && thread::waits_for_lock(self.closer.load(Ordering::Relaxed))
+            {
                 return false;
             }
         }
@@ -120,20 +183,40 @@ impl Gate {
 
     /// Goes into a gate that is not open, for who was told so by `wait_open`.
     fn enter_lent(&self, stripe: usize) {
-        self.stripes[stripe % NR_STRIPES].0.fetch_add(1, Ordering::SeqCst);
+        let count = &self.stripes.get(stripe).count;
+        if Stripes::is_own(stripe) {
+            count.store(1, Ordering::SeqCst);
+        } else {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     /// Closes the gate and waits until nobody is inside. One closer at a time: others wait until it opens.
     pub(crate) fn close(&self) {
-        // SeqCst: see the protocol.
-        while let Err(state) = self.state.compare_exchange(OPEN, CLOSED, Ordering::SeqCst, Ordering::SeqCst) {
-            wait(&self.state, state, None);
+        let mut expected = OPEN;
+        // SeqCst: a barrier.
+        while let Err(state) =
+            self.state.compare_exchange(expected, CLOSED, Ordering::SeqCst, Ordering::SeqCst)
+        {
+            if is_open(state) {
+                expected = state;
+            } else {
+                wait(&self.state, state, None);
+            }
         }
-        for stripe in &self.stripes {
+        // Relaxed: see `open_wide`.
+        if self.openness.load(Ordering::Relaxed) == OPEN && !barrier_of_all() {
+            // A filter was installed since: this once it takes longer.
+            self.openness.store(CAREFUL, Ordering::Relaxed);
+            pause(SETTLING);
+        }
+        fence(Ordering::SeqCst);
+        for Stripe { count, .. } in self.stripes.seen() {
             loop {
-                match load(&stripe.0) {
+                // Acquire: what was done inside comes before what the closer does.
+                match count.load(Ordering::Acquire) {
                     0 => break,
-                    count => wait(&stripe.0, count, None),
+                    inside => wait(count, inside, None),
                 }
             }
         }
@@ -141,7 +224,7 @@ impl Gate {
 
     /// Whether the gate is not open. Relaxed: a hint.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.state.load(Ordering::Relaxed) != OPEN
+        !is_open(self.state.load(Ordering::Relaxed))
     }
 
     /// Says that the closer, of which `closer` is the kernel's number, goes on in code that is not ours.
@@ -159,30 +242,59 @@ impl Gate {
 
     /// Opens the gate.
     pub(crate) fn open(&self) {
-        self.state.store(OPEN, Ordering::SeqCst);
+        self.state.store(self.openness.load(Ordering::Relaxed), Ordering::SeqCst);
         wake_all(&self.state);
     }
 
-    /// Opens the gate in a forked child, where no reader is left.
-    fn open_in_child(&self) {
+    /// Finds the calling thread's stripe.
+    fn claim(&self) -> usize {
+        self.stripes.claim()
+    }
+
+    /// Gives it up.
+    fn release(&self, stripe: usize) {
+        self.stripes.release(stripe);
+    }
+
+    /// Opens the gate in a forked child, where no reader is left; `own` is the stripe of its one thread.
+    fn open_in_child(&self, own: Option<usize>) {
+        self.stripes.forget_others(own);
         // Relaxed: one thread.
-        self.stripes.iter().for_each(|stripe| stripe.0.store(0, Ordering::Relaxed));
-        self.state.store(OPEN, Ordering::Relaxed);
+        self.state.store(self.openness.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
-/// A SeqCst load.
-#[cfg(not(loom))]
-#[inline(always)]
-fn load(word: &AtomicU32) -> u32 {
-    word.load(Ordering::SeqCst)
+impl Gate {
+    /// Keeps what a reader does before from moving behind what it does after, as far as the compiler is concerned. The
+    /// processor's part is the closer's [`barrier_of_all`].
+    #[cfg(not(loom))]
+    #[inline(always)]
+    fn cheap_barrier(&self) {
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// Loom has no barrier that one thread makes for another: here each makes the closer's for itself.
+    #[cfg(loom)]
+    fn cheap_barrier(&self) {
+        if self.is_helped {
+            fence(Ordering::SeqCst);
+        }
+    }
 }
 
-/// Loom takes a SeqCst load for an Acquire load, which may miss a store that precedes it in the one order of all SeqCst
-/// operations. A read-modify-write may not.
+fn is_open(state: u32) -> bool {
+    state == OPEN || state == CAREFUL
+}
+
+/// A barrier of every thread of the process, somewhere in what it does. Returns whether the kernel made it.
+#[cfg(not(loom))]
+fn barrier_of_all() -> bool {
+    membarrier::restart_sections().is_ok()
+}
+
 #[cfg(loom)]
-fn load(word: &AtomicU32) -> u32 {
-    word.fetch_add(0, Ordering::SeqCst)
+fn barrier_of_all() -> bool {
+    true
 }
 
 #[cfg(not(loom))]
@@ -195,6 +307,14 @@ fn wake_all(word: &AtomicU32) {
     futex::wake(word, i32::MAX);
 }
 
+#[cfg(not(loom))]
+fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
+#[cfg(loom)]
+fn pause(_time: Duration) {}
+
 #[cfg(loom)]
 fn wait(_word: &AtomicU32, _expected: u32, _timeout: Option<Duration>) {
     loom::thread::yield_now();
@@ -202,18 +322,6 @@ fn wait(_word: &AtomicU32, _expected: u32, _timeout: Option<Duration>) {
 
 #[cfg(loom)]
 fn wake_all(_word: &AtomicU32) {}
-
-/// What a thread knows of itself.
-struct Here {
-    /// How many sections of the thread enclose each other (G1).
-    depth: Cell<u32>,
-    /// Its stripe plus one; 0 before the first section.
-    stripe: Cell<usize>,
-}
-
-thread_local! {
-    static HERE: Here = const { Here { depth: Cell::new(0), stripe: Cell::new(0) } };
-}
 
 #[cfg(not(loom))]
 static GATE: Gate = Gate::new();
@@ -241,7 +349,12 @@ mod open_always {
         pub(super) fn lend(&self, _: u32) {}
         pub(super) fn take_back(&self) {}
         pub(super) fn open(&self) {}
-        pub(super) fn open_in_child(&self) {}
+        pub(super) fn open_in_child(&self, _: Option<usize>) {}
+        pub(super) fn open_wide(&self) {}
+        pub(super) fn claim(&self) -> usize {
+            0
+        }
+        pub(super) fn release(&self, _: usize) {}
     }
 }
 
@@ -254,19 +367,33 @@ pub(crate) fn run<T>(work: impl FnOnce() -> T) -> T {
             self.0.leave();
         }
     }
-    // Asked for once: to find a thread's variable is a call in a shared library.
-    HERE.with(|here| {
+    here::with(|here| {
         here.enter();
         let _inside = Inside(here);
         work()
     })
 }
 
+/// Makes sections cost less where the kernel helps: see the protocol. Blocks up to 20 ms if the process has threads already.
+pub(crate) fn prepare() {
+    GATE.open_wide();
+}
+
+/// Gives up what the calling thread, which is ending, has of the gate. It may go in again.
+pub(crate) fn release() {
+    here::with(|here| {
+        if let Some(stripe) = here.chosen_stripe().filter(|_| here.depth.get() == 0) {
+            here.stripe.set(0);
+            GATE.release(stripe);
+        }
+    });
+}
+
 /// Whether the calling thread is inside: it must not close the gate. True in a signal handler that interrupted a
 /// section.
 #[inline]
 pub(crate) fn is_inside() -> bool {
-    HERE.with(|here| here.depth.get() > 0)
+    here::with(|here| here.depth.get() > 0)
 }
 
 /// Whether somebody waits for all others to leave. For work inside the gate that takes long and can be cut short.
@@ -279,7 +406,7 @@ pub(crate) fn is_wanted() -> bool {
 /// inside until [`open`].
 pub(crate) fn close() {
     GATE.close();
-    HERE.with(|here| here.depth.set(1));
+    here::with(|here| here.depth.set(1));
 }
 
 /// Runs `work` while no other thread is inside, and keeps the others out meanwhile. Returns `None`, with nothing done, when
@@ -311,14 +438,16 @@ pub(crate) fn take_back() {
 
 /// Opens the gate that the calling thread closed.
 pub(crate) fn open() {
-    HERE.with(|here| here.depth.set(0));
+    here::with(|here| here.depth.set(0));
     GATE.open();
 }
 
 /// Opens the gate in a forked child of the closer.
 pub(crate) fn open_in_child() {
-    HERE.with(|here| here.depth.set(0));
-    GATE.open_in_child();
+    here::with(|here| {
+        here.depth.set(0);
+        GATE.open_in_child(here.chosen_stripe());
+    });
 }
 
 impl Here {
@@ -368,18 +497,18 @@ impl Here {
 
     #[inline]
     fn stripe(&self) -> usize {
-        match self.stripe.get() {
-            0 => self.choose_stripe(),
-            chosen => chosen - 1,
-        }
+        self.chosen_stripe().unwrap_or_else(|| self.choose_stripe())
+    }
+
+    #[inline]
+    fn chosen_stripe(&self) -> Option<usize> {
+        (self.stripe.get() as usize).checked_sub(1)
     }
 
     #[cold]
     fn choose_stripe(&self) -> usize {
-        static NEXT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
-        // Relaxed: any spread will do.
-        let chosen = NEXT.fetch_add(1, Ordering::Relaxed) % NR_STRIPES;
-        self.stripe.set(chosen + 1);
+        let chosen = GATE.claim();
+        self.stripe.set(chosen as u32 + 1);
         chosen
     }
 }
@@ -397,9 +526,11 @@ mod tests {
         let inside = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            for stripe in 0..4 {
+            for reader in 0..4 {
                 let (gate, inside, stop) = (&gate, &inside, &stop);
                 scope.spawn(move || {
+                    // Two on stripes of their own, two on one that they share.
+                    let stripe = if reader < 2 { gate.claim() } else { 0 };
                     while !stop.load(Ordering::Relaxed) {
                         while !gate.try_enter(stripe) {
                             assert!(gate.wait_open(), "the closer never lends");

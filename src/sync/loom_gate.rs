@@ -11,8 +11,14 @@ struct Guarded {
 }
 
 impl Guarded {
-    fn new() -> Arc<Guarded> {
-        Arc::new(Guarded { gate: Gate::new(), value: UnsafeCell::new(0) })
+    fn new(is_helped: bool) -> Arc<Guarded> {
+        Arc::new(Guarded { gate: Gate::new(is_helped), value: UnsafeCell::new(0) })
+    }
+
+    fn new_wide() -> Arc<Guarded> {
+        let guarded = Guarded::new(true);
+        guarded.gate.open_wide();
+        guarded
     }
 
     /// What a thread of the program does, once: waiting for the gate to open is no part of what excludes.
@@ -22,6 +28,14 @@ impl Guarded {
             self.value.with(|value| unsafe { std::ptr::read(value) });
             self.gate.leave(stripe);
         }
+    }
+
+    fn read_on_own(&self) {
+        self.read(1);
+    }
+
+    fn open_wide(&self) {
+        self.gate.open_wide();
     }
 
     fn fork(&self) {
@@ -37,7 +51,8 @@ impl Guarded {
 #[test]
 fn loom_gate_keeps_readers_out() {
     loom::model(|| {
-        let guarded = Guarded::new();
+        let guarded = Guarded::new_wide();
+        // One on a stripe that is shared, one on a stripe of its own.
         let readers: Vec<_> = (0..2)
             .map(|stripe| {
                 let guarded = guarded.clone();
@@ -50,9 +65,36 @@ fn loom_gate_keeps_readers_out() {
 }
 
 #[test]
+fn loom_gate_keeps_readers_out_where_the_kernel_makes_no_barrier() {
+    loom::model(|| {
+        let guarded = Guarded::new(false);
+        let reader = {
+            let guarded = guarded.clone();
+            thread::spawn(move || guarded.read(1))
+        };
+        guarded.fork();
+        reader.join().expect("the reader does not panic");
+    });
+}
+
+#[test]
+fn loom_gate_is_opened_wide_beside_readers_and_a_closer() {
+    loom::model(|| {
+        let guarded = Guarded::new(true);
+        let [reader, opener] = [Guarded::read_on_own, Guarded::open_wide].map(|what| {
+            let guarded = guarded.clone();
+            thread::spawn(move || what(&guarded))
+        });
+        guarded.fork();
+        reader.join().expect("the reader does not panic");
+        opener.join().expect("the opener does not panic");
+    });
+}
+
+#[test]
 fn loom_gate_has_one_closer_at_a_time() {
     loom::model(|| {
-        let guarded = Guarded::new();
+        let guarded = Guarded::new_wide();
         let other = {
             let guarded = guarded.clone();
             thread::spawn(move || guarded.fork())

@@ -11,6 +11,7 @@
 
 pub(crate) mod bell;
 pub(crate) mod gate;
+mod here;
 pub(crate) mod lazy_slice;
 pub(crate) mod mutex;
 pub(crate) mod percpu_ref;
@@ -19,6 +20,7 @@ pub(crate) mod percpu_sums;
 pub(crate) mod rseq;
 pub(crate) mod service;
 pub(crate) mod shortcut;
+mod stripes;
 
 #[cfg(all(test, loom))]
 mod loom_bell;

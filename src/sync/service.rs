@@ -5,18 +5,13 @@
 //! is about to extend; `errno` is kept; and the thread is inside the [gate](super::gate), so every lock that is only taken
 //! in service is free in a forked child.
 
-use super::{gate, shortcut};
+use super::{gate, here, shortcut};
 use crate::sys;
-use std::cell::Cell;
-
-thread_local! {
-    static IN_SERVICE: Cell<bool> = const { Cell::new(false) };
-}
 
 /// Returns whether the calling thread is in service.
 #[inline(always)]
 pub(crate) fn is_set() -> bool {
-    IN_SERVICE.get()
+    here::with(|here| here.in_service.get())
 }
 
 /// Runs `work` in service. Sections nest.
@@ -24,20 +19,24 @@ pub(crate) fn run<T>(work: impl FnOnce() -> T) -> T {
     struct Restore(i32);
     impl Drop for Restore {
         fn drop(&mut self) {
-            IN_SERVICE.set(false);
+            set(false);
             sys::errno::set(self.0);
         }
     }
-    if IN_SERVICE.get() {
+    if is_set() {
         return work();
     }
     let errno = sys::errno::get();
     gate::run(|| {
-        IN_SERVICE.set(true);
+        set(true);
         shortcut::close();
         let _restore = Restore(errno);
         work()
     })
+}
+
+fn set(is_in_service: bool) {
+    here::with(|here| here.in_service.set(is_in_service));
 }
 
 #[cfg(test)]

@@ -24,6 +24,16 @@ pub(crate) fn own_id() -> u32 {
     unsafe { libc::syscall(libc::SYS_gettid) as u32 }
 }
 
+/// Whether a thread of this process has not ended. May change `errno`.
+pub(crate) fn is_alive(tid: u32) -> bool {
+    // SAFETY: takes no argument.
+    let own_process = unsafe { libc::getpid() };
+    // Signal 0 is sent to nobody.
+    // SAFETY: takes numbers only.
+    let rc = unsafe { libc::syscall(libc::SYS_tgkill, own_process, tid as pid_t, 0) };
+    rc == 0 || super::errno::get() != libc::ESRCH
+}
+
 /// Makes a key whose value `destructor` gets when a thread ends that has set one; `None` when there are no more keys.
 pub(crate) fn make_key(destructor: unsafe extern "C" fn(*mut c_void)) -> Option<u32> {
     let mut key: libc::pthread_key_t = 0;

@@ -1,0 +1,165 @@
+//! Where the readers of the [gate](super::gate) stand: counts on lines of their own.
+//!
+//! A stripe is a thread's own, which then counts on it without atomics, or shared. A thread claims one at its first
+//! section and gives it up at its end ([`Stripes::release`]). One that has a section after that claims another, and so does
+//! one that is ended without; once such stripes are all that is left, new threads take over what dead ones have. Beyond
+//! [`NR_OWN`] threads at a time the others share.
+//!
+//! # Invariants
+//! - S1: the owner of a stripe is 0, or the thread that alone writes its count. It changes from 0 by a claim, to 0 by its
+//!   owner, and from a dead thread to a live one.
+
+use super::atomic::{AtomicU32, Ordering};
+use crate::sys::{errno, thread};
+// Not part of what models observe.
+use std::sync::atomic::{AtomicU32 as Unmodelled, AtomicUsize};
+
+/// Stripes that are shared: the first ones.
+#[cfg(not(loom))]
+const NR_SHARED: usize = 16;
+#[cfg(loom)]
+const NR_SHARED: usize = 1;
+
+/// Stripes that are a thread's own.
+#[cfg(not(loom))]
+const NR_OWN: usize = 1024;
+#[cfg(loom)]
+const NR_OWN: usize = 1;
+
+const NR_STRIPES: usize = NR_SHARED + NR_OWN;
+
+/// Of how many threads that find no free stripe one looks for dead owners: that takes a call into the kernel for each.
+const PATIENCE: u32 = 64;
+
+/// A count of readers on a line of its own; two lines, since processors fetch them in pairs.
+#[repr(align(128))]
+pub(super) struct Stripe {
+    /// Readers inside. 0 or 1 if the stripe has an owner.
+    pub(super) count: AtomicU32,
+    /// The kernel's number of the thread whose stripe it is (S1).
+    owner: Unmodelled,
+}
+
+/// All stripes of a gate.
+pub(super) struct Stripes {
+    stripes: [Stripe; NR_STRIPES],
+    /// Stripes from here on were never claimed.
+    nr_seen: AtomicUsize,
+    /// Where the next claim looks first.
+    look_at: AtomicUsize,
+    /// How many threads found no free stripe.
+    nr_late: Unmodelled,
+}
+
+impl Stripes {
+    #[cfg(not(loom))]
+    pub(super) const fn new() -> Stripes {
+        const STRIPE: Stripe = Stripe { count: AtomicU32::new(0), owner: Unmodelled::new(0) };
+        Stripes {
+            stripes: [STRIPE; NR_STRIPES],
+            nr_seen: AtomicUsize::new(NR_SHARED),
+            look_at: AtomicUsize::new(0),
+            nr_late: Unmodelled::new(0),
+        }
+    }
+
+    #[cfg(loom)]
+    pub(super) fn new() -> Stripes {
+        Stripes {
+            stripes: std::array::from_fn(|_| Stripe { count: AtomicU32::new(0), owner: Unmodelled::new(0) }),
+            nr_seen: AtomicUsize::new(NR_STRIPES),
+            look_at: AtomicUsize::new(0),
+            nr_late: Unmodelled::new(0),
+        }
+    }
+
+    /// Whether a stripe is a thread's own.
+    #[inline(always)]
+    pub(super) fn is_own(at: usize) -> bool {
+        at >= NR_SHARED
+    }
+
+    #[inline(always)]
+    pub(super) fn get(&self, at: usize) -> &Stripe {
+        &self.stripes[at]
+    }
+
+    /// Those on which a reader may stand.
+    pub(super) fn seen(&self) -> &[Stripe] {
+        // Relaxed: who claims one beyond looks at the gate after that, across the closer's barrier.
+        &self.stripes[..self.nr_seen.load(Ordering::Relaxed)]
+    }
+
+    /// Finds a stripe for the calling thread. Keeps `errno`.
+    #[cold]
+    pub(super) fn claim(&self) -> usize {
+        let own_id = thread::own_id();
+        if let Some(at) = self.claim_free(own_id) {
+            return at;
+        }
+        if self.nr_late.fetch_add(1, Ordering::Relaxed) % PATIENCE == 0
+            && let Some(at) = self.claim_of_dead(own_id)
+        {
+            return at;
+        }
+        own_id as usize % NR_SHARED
+    }
+
+    fn claim_free(&self, own_id: u32) -> Option<usize> {
+        // Relaxed: a hint, as are all but the claim itself.
+        let start = self.look_at.load(Ordering::Relaxed);
+        if start == NR_OWN {
+            return None;
+        }
+        for at in (start..NR_OWN).chain(0..start) {
+            let stripe = &self.stripes[NR_SHARED + at];
+            // Acquire: pairs with the Release of `release`, so that the counts of one owner follow the other's.
+            if stripe.owner.load(Ordering::Relaxed) == 0
+                && stripe.owner.compare_exchange(0, own_id, Ordering::Acquire, Ordering::Relaxed).is_ok()
+            {
+                self.nr_seen.fetch_max(NR_SHARED + at + 1, Ordering::SeqCst);
+                self.look_at.store((at + 1) % NR_OWN, Ordering::Relaxed);
+                return Some(NR_SHARED + at);
+            }
+        }
+        // Full, until one is given up.
+        self.look_at.store(NR_OWN, Ordering::Relaxed);
+        None
+    }
+
+    fn claim_of_dead(&self, own_id: u32) -> Option<usize> {
+        let saved = errno::get();
+        let found = (NR_SHARED..NR_STRIPES).find(|&at| {
+            let stripe = &self.stripes[at];
+            let owner = stripe.owner.load(Ordering::Relaxed);
+            owner != 0
+                && !thread::is_alive(owner)
+                // Acquire: as for a free one; the kernel has ordered the end of a thread before its number is gone.
+                && stripe.owner.compare_exchange(owner, own_id, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        });
+        errno::set(saved);
+        found
+    }
+
+    /// Gives up a stripe that the calling thread has claimed, and is not on.
+    pub(super) fn release(&self, at: usize) {
+        if Self::is_own(at) {
+            // Release: pairs with the Acquire of a claim.
+            self.stripes[at].owner.store(0, Ordering::Release);
+            self.look_at.store(at - NR_SHARED, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets every thread but the calling one, which stands on none and has `own`, in a forked child.
+    pub(super) fn forget_others(&self, own: Option<usize>) {
+        // Relaxed: one thread.
+        for stripe in self.seen() {
+            stripe.count.store(0, Ordering::Relaxed);
+            stripe.owner.store(0, Ordering::Relaxed);
+        }
+        self.look_at.store(0, Ordering::Relaxed);
+        if let Some(at) = own.filter(|&at| Self::is_own(at)) {
+            self.stripes[at].owner.store(thread::own_id(), Ordering::Relaxed);
+        }
+    }
+}
