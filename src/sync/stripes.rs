@@ -163,3 +163,50 @@ impl Stripes {
         }
     }
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests {
+    use super::*;
+
+    /// The stripe of a new thread that has ended since, without giving it up.
+    fn claim_and_end(stripes: &Stripes) -> usize {
+        std::thread::scope(|scope| scope.spawn(|| stripes.claim()).join()).unwrap()
+    }
+
+    #[test]
+    fn a_stripe_that_is_given_up_is_the_next_threads() {
+        let stripes = Stripes::new();
+        let first = stripes.claim();
+        let second = claim_and_end(&stripes);
+        assert!(Stripes::is_own(first) && Stripes::is_own(second) && first != second);
+        assert_eq!(stripes.seen().len(), first.max(second) + 1);
+        stripes.release(first);
+        assert_eq!(stripes.claim(), first);
+    }
+
+    #[test]
+    fn a_thread_takes_over_what_a_dead_one_has_only_when_nothing_else_is_left() {
+        let stripes = Stripes::new();
+        let dead = claim_and_end(&stripes);
+        let others: Vec<_> = (1..NR_OWN).map(|_| stripes.claim()).collect();
+        assert!(!others.contains(&dead));
+        errno::set(libc::EIO);
+        assert_eq!(stripes.claim(), dead);
+        assert_eq!(errno::get(), libc::EIO);
+        assert!(!Stripes::is_own(stripes.claim()), "all have living owners");
+        stripes.release(others[5]);
+        assert_eq!(stripes.claim(), others[5]);
+    }
+
+    #[test]
+    fn a_forked_childs_only_thread_keeps_its_stripe() {
+        let stripes = Stripes::new();
+        let (own, other) = (stripes.claim(), stripes.claim());
+        stripes.get(other).count.store(1, Ordering::Relaxed);
+        stripes.forget_others(Some(own));
+        assert!(stripes.seen().iter().all(|stripe| stripe.count.load(Ordering::Relaxed) == 0));
+        let claimed: Vec<_> = (0..3).map(|_| stripes.claim()).collect();
+        assert!(claimed.contains(&other) && !claimed.contains(&own));
+    }
+}
