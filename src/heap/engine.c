@@ -131,8 +131,12 @@ HIDDEN enum found daxtier_engine_find(const void *address, void **start)
     const mi_page_t *page = _mi_safe_ptr_page(address);
     if (page == NULL || (const uint8_t *)address < page->page_start) return FOUND_FOREIGN;
     size_t offset = (size_t)((const uint8_t *)address - page->page_start);
-    /* Most often the only block of its page, and a division is slow. */
-    size_t index = offset < page->block_size ? 0 : offset / page->block_size;
+    size_t index = 0;
+    if (offset >= page->block_size) {
+        /* A page of several blocks is much smaller, and a division of fewer bits much faster. */
+        if (offset > UINT32_MAX) return FOUND_FOREIGN;
+        index = (uint32_t)offset / (uint32_t)page->block_size;
+    }
     /* Relaxed: the page's thread may add blocks meanwhile, but has added the caller's before it handed it out. */
     if (index >= __atomic_load_n(&page->capacity, __ATOMIC_RELAXED)) return FOUND_FOREIGN;
     struct block *block = (struct block *)(page->page_start + index * page->block_size);

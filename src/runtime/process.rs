@@ -192,8 +192,17 @@ pub unsafe fn realloc(block: NonNull<u8>, size: usize, align: usize) -> Result<*
     // SAFETY: both blocks hold that many bytes, and a fresh one overlaps no live one.
     unsafe { block.copy_to_nonoverlapping(fresh, old.min(size)) };
     // SAFETY: the caller handed the block over.
-    unsafe { free(block) }?;
+    unsafe { free_or(block.as_ptr(), free_slow) };
     Ok(fresh.as_ptr())
+}
+
+/// Frees a block that was live when it was last looked at.
+unsafe extern "C" fn free_slow(block: *mut u8) {
+    let Some(block) = NonNull::new(block) else { return };
+    // SAFETY: the caller handed the block over.
+    if let Err(error) = unsafe { free(block) } {
+        complain(error);
+    }
 }
 
 /// Returns the process's pool if it was opened. Neither blocks nor allocates.

@@ -54,9 +54,8 @@ pub(super) struct Stripes {
 impl Stripes {
     #[cfg(not(loom))]
     pub(super) const fn new() -> Stripes {
-        const STRIPE: Stripe = Stripe { count: AtomicU32::new(0), owner: Unmodelled::new(0) };
         Stripes {
-            stripes: [STRIPE; NR_STRIPES],
+            stripes: [const { Stripe { count: AtomicU32::new(0), owner: Unmodelled::new(0) } }; NR_STRIPES],
             nr_seen: AtomicUsize::new(NR_SHARED),
             look_at: AtomicUsize::new(0),
             nr_late: Unmodelled::new(0),
@@ -97,7 +96,7 @@ impl Stripes {
         if let Some(at) = self.claim_free(own_id) {
             return at;
         }
-        if self.nr_late.fetch_add(1, Ordering::Relaxed) % PATIENCE == 0
+        if self.nr_late.fetch_add(1, Ordering::Relaxed).is_multiple_of(PATIENCE)
             && let Some(at) = self.claim_of_dead(own_id)
         {
             return at;
