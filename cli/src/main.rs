@@ -17,6 +17,7 @@ mod drain;
 mod generate;
 mod list;
 mod print;
+mod progress;
 mod run;
 mod scrub;
 mod selftest;

@@ -1,9 +1,10 @@
 //! `daxtier scrub`: clears what nobody uses of a device.
 
 use clap::Args as ClapArgs;
-use daxtier::device::{Dax, DaxOptions, DeviceError, Scrubbed};
+use crate::progress::Progress;
+use daxtier::device::{Dax, DaxOptions, Device, DeviceError, Scrubbed};
+use daxtier::runtime::MAX_SCRUB_THREADS;
 use daxtier::units::Bytes;
-use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -19,6 +20,9 @@ pub(crate) struct Args {
     /// Clear it although it holds a PMDK pool or a famfs file system, or a process maps it without a claim
     #[arg(long)]
     force: bool,
+    /// How many threads clear it, up to 8 [default: 4, or as many as there are processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=MAX_SCRUB_THREADS as i64))]
+    threads: Option<u8>,
 }
 
 pub(crate) fn run(args: Args) -> ExitCode {
@@ -38,16 +42,13 @@ fn scrub(args: &Args) -> Result<Scrubbed, String> {
     let options =
         DaxOptions { force: args.force, allow_persistent: args.allow_persistent, ..DaxOptions::default() };
     let dax = Dax::open(&args.device, options).map_err(|error| told(&error, args))?;
-    let is_shown = std::io::stderr().is_terminal();
-    let done = dax.scrub_free(&mut |done| {
-        if is_shown {
-            eprint!("\r{} ", summary(done));
-            let _ = std::io::stderr().flush();
-        }
-    });
-    if is_shown {
-        eprintln!();
-    }
+    let mut progress = Progress::of("clearing", dax.len_bytes());
+    let note = &mut |done| progress.note(done);
+    let done = match args.threads {
+        Some(threads) => dax.scrub_free_by(threads.into(), note),
+        None => dax.scrub_free(note),
+    };
+    progress.end();
     done.map_err(|error| error.to_string())
 }
 
@@ -84,7 +85,7 @@ mod tests {
     #[test]
     fn what_is_no_dax_device_is_refused() {
         for (path, word) in [("/dev/null", "/dev/null"), ("/dev/dax99.9", "dax99.9")] {
-            let args = Args { device: path.into(), allow_persistent: false, force: false };
+            let args = Args { device: path.into(), allow_persistent: false, force: false, threads: None };
             let refusal = scrub(&args).unwrap_err();
             assert!(refusal.contains(word), "{refusal}");
         }

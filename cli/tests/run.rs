@@ -182,3 +182,53 @@ fn a_wrong_configuration_starts_nothing() {
     assert_eq!(output.status.code(), Some(78));
     assert!(said(&output).contains("DAXTIER_SLOW"), "{}", said(&output));
 }
+
+/// A device to be cleared behind the program. There is none of the name, which is said at the end.
+const CLEARED_BEHIND: &str = "/dev/dax99.9,scrub=on-release";
+
+/// Catches a process that stays and changes what the program returns, or what it finds.
+#[test]
+fn who_stays_to_clear_a_device_returns_what_the_program_returned() {
+    let scratch = Scratch::new("outlive");
+    let run = |words: &[&str]| {
+        scratch.run().args(["--slow", CLEARED_BEHIND, "--"]).args(words).output().expect("daxtier starts")
+    };
+    let ended = run(&["sh", "-c", "echo $$ $DAXTIER_RUN_PID; exit 7"]);
+    assert_eq!(ended.status.code(), Some(7), "{}", said(&ended));
+    let words = out(&ended);
+    let numbers: Vec<&str> = words.split_whitespace().collect();
+    assert!(numbers.len() == 2 && numbers[0] == numbers[1], "{words}");
+    assert_eq!(said(&ended).matches("was not wholly cleared behind the program").count(), 1, "{}", said(&ended));
+    assert_eq!(run(&["sh", "-c", "kill -KILL $$"]).status.code(), Some(128 + libc::SIGKILL));
+    let missing = run(&["no-such-program"]);
+    assert_eq!(missing.status.code(), Some(127), "{}", said(&missing));
+    let text = scratch.run().args(["--slow", CLEARED_BEHIND, "--", "/dev/null"]).output().expect("starts");
+    assert_eq!(text.status.code(), Some(126), "{}", said(&text));
+}
+
+/// Catches a process that stays and keeps signals to itself, or dies of them before the program.
+#[test]
+fn who_stays_passes_signals_on() {
+    use std::io::{BufRead, BufReader};
+    let scratch = Scratch::new("signals");
+    let script = "for s in TERM HUP INT USR1; do trap \"echo got $s\" $s; done; trap 'exit 3' USR2; echo ready; \
+                  while :; do sleep 0.02; done";
+    let mut run = scratch.run();
+    run.args(["--slow", CLEARED_BEHIND, "--", "sh", "-c", script]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = run.spawn().expect("daxtier starts");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let mut next = || lines.next().expect("the program lives").expect("text");
+    assert_eq!(next(), "ready");
+    let send = |signal| {
+        // SAFETY: the process was started above and not waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as libc::pid_t, signal) }, 0);
+    };
+    for (signal, name) in
+        [(libc::SIGTERM, "TERM"), (libc::SIGHUP, "HUP"), (libc::SIGINT, "INT"), (libc::SIGUSR1, "USR1")]
+    {
+        send(signal);
+        assert_eq!(next(), format!("got {name}"));
+    }
+    send(libc::SIGUSR2);
+    assert_eq!(child.wait().expect("it ends").code(), Some(3));
+}

@@ -11,7 +11,7 @@ use crate::handle::Table;
 use crate::pool::non_null;
 use crate::sized::{self, SizedStruct};
 use crate::text;
-use daxtier_core::device::{self, DaxOptions};
+use daxtier_core::device;
 use daxtier_core::folio::{FolioFree, FreedFolio};
 use daxtier_core::pgmap::{DrainError, OffsetTracking, Pgmap, PgmapError, PgmapOptions, PgmapState};
 use daxtier_core::runtime::config::SlowSpec;
@@ -181,7 +181,7 @@ pub unsafe extern "C" fn daxtier_pgmap_open(
         let device = device::open(
             &spec.device,
             spec.size,
-            DaxOptions { range: spec.range, force: spec.force, allow_persistent: spec.allow_persistent },
+            spec.dax_options(),
         )
         .map_err(|error| Failure::errno(error.errno(), format_args!("{error}")))?;
         register_fork_handlers();

@@ -17,7 +17,7 @@ use super::discovery::{DaxInfo, DaxState, describe_file, device_names, name_of_d
 use super::origin::Origin;
 use super::range::{check_len, check_range, check_span};
 use super::strangers::{Mapped, known_header, mapped};
-use super::{AfterFork, Claim, Device, DeviceError, DeviceKind};
+use super::{AfterFork, Claim, Device, DeviceError, DeviceKind, ScrubPolicy};
 use crate::error::SysError;
 use crate::sync::Mutex;
 use crate::sys::descriptors::Lent;
@@ -43,6 +43,8 @@ pub struct DaxOptions {
     pub force: bool,
     /// Use persistent memory. What is stored on it is overwritten.
     pub allow_persistent: bool,
+    /// When its memory is cleared.
+    pub scrub: ScrubPolicy,
 }
 
 /// A device-dax node, or a range of one.
@@ -58,6 +60,7 @@ pub struct Dax {
     align_bytes: u64,
     target_node: Option<u32>,
     numa_node: Option<u32>,
+    scrub: ScrubPolicy,
     file: Descriptor,
     /// Who maps the node without a claim, and when that was looked up; `None` when it does not matter.
     strangers: Option<Mutex<Seen>>,
@@ -133,6 +136,7 @@ impl Dax {
             align_bytes,
             target_node: info.target_node,
             numa_node: info.numa_node,
+            scrub: options.scrub,
             file,
             strangers: (!options.force).then(|| Mutex::new(Seen::default())),
         };
@@ -189,6 +193,31 @@ impl Dax {
     /// Returns the node's descriptor; in a forked child a description of its own, opened at the first call.
     fn file(&self) -> Result<Lent<'_>, DeviceError> {
         self.file.get(|| self.open_again()).map_err(|source| self.refused(source))
+    }
+
+    /// Opens the same part of the same node once more: what one of the two claims the other can't.
+    ///
+    /// # Errors
+    /// The refusal to open the node; [`DeviceError::Gone`] when it is not there any more.
+    pub(super) fn open_anew(&self) -> Result<Dax, DeviceError> {
+        let open = || self.open_again().and_then(Descriptor::new);
+        let file = open().map_err(|source| match source.errno {
+            libc::ENOENT => DeviceError::Gone { device: self.name.clone() },
+            _ => self.refused(source),
+        })?;
+        Ok(Dax {
+            name: self.name.clone(),
+            path: self.path.clone(),
+            opened: self.opened,
+            base: self.base,
+            len_bytes: self.len_bytes,
+            align_bytes: self.align_bytes,
+            target_node: self.target_node,
+            numa_node: self.numa_node,
+            scrub: self.scrub,
+            file,
+            strangers: self.strangers.as_ref().map(|_| Mutex::new(Seen::default())),
+        })
     }
 
     fn open_again(&self) -> Result<OwnedFd, SysError> {
@@ -287,6 +316,10 @@ impl Device for Dax {
     /// The memory's own node is not online while programs map it.
     fn near_node(&self) -> Option<u32> {
         self.numa_node
+    }
+
+    fn scrub_policy(&self) -> ScrubPolicy {
+        self.scrub
     }
 
     fn claim(&self, range: Range<u64>) -> Result<Claim, DeviceError> {

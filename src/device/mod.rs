@@ -18,6 +18,7 @@ mod origin;
 mod range;
 mod release;
 mod scrub;
+mod scrub_policy;
 mod spec;
 mod strangers;
 
@@ -31,7 +32,9 @@ pub use node::NodeMemory;
 pub use open::open;
 pub use origin::{CxlMemdev, Origin};
 pub use release::{RELEASED_PATH, Release, ReleaseError, list_releases, release, released, revoke};
+pub(crate) use scrub::Pieces;
 pub use scrub::Scrubbed;
+pub use scrub_policy::ScrubPolicy;
 pub use spec::{DeviceSpec, DeviceSpecError};
 
 use crate::error::SysError;
@@ -69,7 +72,7 @@ impl DeviceKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// Whether every byte of the range is known to be zero. Otherwise a former owner's bytes may be there, and
-    /// the claimant clears the range before it hands any of it out.
+    /// the claimant does what the device's [`ScrubPolicy`] says before it hands any of it out.
     pub is_zero: bool,
 }
 
@@ -108,6 +111,11 @@ pub trait Device: Send + Sync + Debug {
     /// Returns the NUMA node that accesses to the memory go through: its own, or the one that a device hangs on.
     fn near_node(&self) -> Option<u32> {
         self.node()
+    }
+
+    /// Returns who clears what a claim does not promise to be zero.
+    fn scrub_policy(&self) -> ScrubPolicy {
+        ScrubPolicy::OnClaim
     }
 
     /// Claims a range for this process. Blocks on nothing but the kernel.

@@ -1,11 +1,14 @@
 //! Clearing what nobody uses: the bytes of former owners, before somebody else has the device.
 //!
-//! A claimant clears what it claims in any case. This is for who wants nothing of theirs to be left on a device that they
-//! are done with.
+//! A claimant clears what it claims in any case ([`ScrubPolicy`](super::ScrubPolicy)). This is for who wants nothing of theirs to
+//! be left on a device that they are done with. [`Pieces`] is a walk over the device that several threads share:
+//! each takes the next piece, claims it, clears it and gives it back. `runtime` starts the threads.
 
 use super::{Dax, Device, DeviceError};
 use crate::sys::bus_error;
 use crate::sys::mm::Reservation;
+use std::ops::{AddAssign, Range};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What was done with a device's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,45 +22,90 @@ pub struct Scrubbed {
     pub damaged_bytes: u64,
 }
 
-/// How much is claimed, and kept from others, at a time.
+impl Scrubbed {
+    /// Returns how many bytes were looked at.
+    pub fn seen_bytes(&self) -> u64 {
+        self.cleared_bytes + self.used_bytes + self.damaged_bytes
+    }
+}
+
+impl AddAssign for Scrubbed {
+    fn add_assign(&mut self, other: Scrubbed) {
+        self.cleared_bytes += other.cleared_bytes;
+        self.used_bytes += other.used_bytes;
+        self.damaged_bytes += other.damaged_bytes;
+    }
+}
+
+/// How much is claimed, and kept from others, at a time by a thread.
 const PIECE_BYTES: u64 = 64 << 20;
 
-impl Dax {
-    /// Clears whatever nobody has claimed, and nobody else maps as far as can be seen. A piece at a time is claimed for
-    /// that, so programs may claim the rest meanwhile. `progress` is called after each piece with what was done so far.
-    /// Blocks for as long as it takes.
+/// A walk over the parts of a device that nobody uses.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    /// An open of its own, so that what this very process has claimed is in the way like any other claim.
+    dax: Dax,
+    piece_bytes: u64,
+    /// Where the next piece begins; the device's length or more when there is none. Relaxed: it hands out numbers, and
+    /// what is done with a piece is ordered by its claim.
+    next: AtomicU64,
+}
+
+impl Pieces {
+    /// Begins a walk.
     ///
     /// # Errors
-    /// [`DeviceError::Gone`] when the device goes, or the refusal of the kernel; what was done before stays done.
-    pub fn scrub_free(&self, progress: &mut dyn FnMut(Scrubbed)) -> Result<Scrubbed, DeviceError> {
-        let align_bytes = self.align_bytes();
-        let piece_bytes = PIECE_BYTES.next_multiple_of(align_bytes);
-        let refused = |source| DeviceError::Sys { device: self.name().to_owned(), source };
-        let room = Reservation::new(piece_bytes as usize, align_bytes as usize).map_err(refused)?;
-        let mut done = Scrubbed::default();
-        for start in (0..self.len_bytes()).step_by(piece_bytes as usize) {
-            let end = (start + piece_bytes).min(self.len_bytes());
-            self.scrub_piece(start..end, piece_bytes.min(align_bytes), &room, &mut done)?;
-            progress(done);
+    /// The refusal to open the node again; [`DeviceError::Gone`].
+    pub(crate) fn of(dax: &Dax) -> Result<Pieces, DeviceError> {
+        let piece_bytes = PIECE_BYTES.next_multiple_of(dax.align_bytes());
+        Ok(Pieces { dax: dax.open_anew()?, piece_bytes, next: AtomicU64::new(0) })
+    }
+
+    /// Returns how many pieces there are.
+    pub(crate) fn count(&self) -> u64 {
+        self.dax.len_bytes().div_ceil(self.piece_bytes)
+    }
+
+    /// Reserves the addresses at which a thread has its pieces.
+    ///
+    /// # Errors
+    /// The refusal of the kernel.
+    pub(crate) fn room(&self) -> Result<Reservation, DeviceError> {
+        let refused = |source| DeviceError::Sys { device: self.dax.name().to_owned(), source };
+        Reservation::new(self.piece_bytes as usize, self.dax.align_bytes() as usize).map_err(refused)
+    }
+
+    /// Hands out no more pieces.
+    pub(crate) fn end(&self) {
+        self.next.store(self.dax.len_bytes(), Ordering::Relaxed);
+    }
+
+    /// Clears the next piece, through a thread's own room; `None` when there is none.
+    pub(crate) fn scrub_next(&self, room: &Reservation) -> Option<Result<Scrubbed, DeviceError>> {
+        let start = self.next.fetch_add(self.piece_bytes, Ordering::Relaxed);
+        if start >= self.dax.len_bytes() {
+            return None;
         }
-        Ok(done)
+        let end = (start + self.piece_bytes).min(self.dax.len_bytes());
+        let mut done = Scrubbed::default();
+        Some(self.scrub(start..end, room, &mut done).map(|()| done))
     }
 
     /// Clears a piece, or its granules one by one where somebody uses a part of it.
-    fn scrub_piece(
+    fn scrub(
         &self,
-        piece: std::ops::Range<u64>,
-        granule_bytes: u64,
+        piece: Range<u64>,
         room: &Reservation,
         done: &mut Scrubbed,
     ) -> Result<(), DeviceError> {
-        let len_bytes = piece.end - piece.start;
-        match self.claim(piece.clone()) {
+        let (dax, len_bytes) = (&self.dax, piece.end - piece.start);
+        let granule_bytes = dax.align_bytes();
+        match dax.claim(piece.clone()) {
             Ok(_) => {}
             Err(DeviceError::Claimed { .. } | DeviceError::Mapped { .. }) if len_bytes > granule_bytes => {
-                return (piece.start..piece.end).step_by(granule_bytes as usize).try_for_each(|start| {
-                    self.scrub_piece(start..start + granule_bytes, granule_bytes, room, done)
-                });
+                return (piece.start..piece.end)
+                    .step_by(granule_bytes as usize)
+                    .try_for_each(|start| self.scrub(start..start + granule_bytes, room, done));
             }
             Err(DeviceError::Claimed { .. } | DeviceError::Mapped { .. }) => {
                 done.used_bytes += len_bytes;
@@ -65,14 +113,14 @@ impl Dax {
             }
             Err(other) => return Err(other),
         }
-        // SAFETY: the room is ours, what was mapped there before is not used any more, and the piece is claimed.
-        let mapped = unsafe { self.map_at(room.base(), piece.start, len_bytes as usize) };
+        // SAFETY: the room is the thread's, what was mapped there before is not used any more, and the piece is claimed.
+        let mapped = unsafe { dax.map_at(room.base(), piece.start, len_bytes as usize) };
         let cleared = mapped.and_then(|()| {
             // SAFETY: mapped writable for its length; claimed, so nobody who keeps to claims uses it.
-            unsafe { bus_error::clear(room.base(), len_bytes as usize) }
-                .map_err(|error| DeviceError::unanswered(self.name(), piece.start, error))
+            unsafe { bus_error::clear_unless_zero(room.base(), len_bytes as usize) }
+                .map_err(|error| DeviceError::unanswered(dax.name(), piece.start, error))
         });
-        self.release(piece);
+        dax.release(piece);
         match cleared {
             Ok(()) => done.cleared_bytes += len_bytes,
             Err(DeviceError::Damaged { .. }) => done.damaged_bytes += len_bytes,

@@ -1,7 +1,7 @@
 //! Extents: which parts of the device this process has claimed, and how more is claimed.
 //!
 //! An [`ExtentSlot`] per extent says where it stands. An extent is claimed on demand, under the pgmap's `grow`
-//! lock: from the device, then scrubbed if the device cannot promise zeroes, then given metadata, and only then
+//! lock: from the device, then scrubbed (`scrub`) if the device cannot promise zeroes, then given metadata, and only then
 //! shown to the allocator. Extents that other processes hold are passed over and tried again when nothing else is
 //! left.
 //!
@@ -17,8 +17,6 @@ use super::{FolioError, table::FolioTable};
 use crate::device::DeviceError;
 use crate::offset::{EXTENT_PAGES, Lifetime, OffsetAllocator, OffsetError};
 use crate::sync::Zeroed;
-use crate::sys::bus_error;
-use crate::sys::mm::Reservation;
 use crate::units::{Order, PAGE_SHIFT};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -265,7 +263,10 @@ impl Body {
             DeviceError::Claimed { .. } | DeviceError::Mapped { .. } => ClaimFault::Held(error),
             other => ClaimFault::Other(FolioError::Device(other)),
         })?;
-        let prepared = if claim.is_zero { Ok(()) } else { self.scrub(&pages) };
+        let prepared = self.scrub_claimed(&pages, claim.is_zero).map_err(|refusal| match refusal {
+            damaged @ DeviceError::Damaged { .. } => ClaimFault::Held(damaged),
+            other => ClaimFault::Other(other.into()),
+        });
         let prepared = prepared.and_then(|()| {
             self.table.populate(whole.clone()).map_err(|refusal| ClaimFault::Other(FolioError::Sys(refusal)))
         });
@@ -311,26 +312,6 @@ impl Body {
         Ok(())
     }
 
-    /// Overwrites what a former owner left in claimed pages, through a mapping of its own.
-    fn scrub(&self, pages: &Range<u64>) -> Result<(), ClaimFault> {
-        let bytes = byte_range(pages);
-        let len_bytes = (bytes.end - bytes.start) as usize;
-        let align_bytes = (self.granule_pages << PAGE_SHIFT) as usize;
-        let room =
-            Reservation::new(len_bytes, align_bytes).map_err(|refusal| ClaimFault::Other(refusal.into()))?;
-        // SAFETY: the reservation is ours and fresh, and the range was just claimed.
-        unsafe { self.device.map_at(room.base(), bytes.start, len_bytes) }
-            .map_err(|refusal| ClaimFault::Other(refusal.into()))?;
-        // SAFETY: the range is mapped writable for `len_bytes`, and nobody else uses claimed, unpublished pages.
-        unsafe { bus_error::clear(room.base(), len_bytes) }.map_err(|error| {
-            let offset = bytes.start + (error.addr - room.base().as_ptr().addr()) as u64;
-            match DeviceError::unanswered(self.device.name(), offset, error) {
-                damaged @ DeviceError::Damaged { .. } => ClaimFault::Held(damaged),
-                gone => ClaimFault::Other(FolioError::Device(gone)),
-            }
-        })
-    }
-
     /// Gives every claim back and takes the extents out of the direct mapping. No folio is live and none can be
     /// requested.
     pub(super) fn release_claims(&self) {
@@ -347,7 +328,7 @@ impl Body {
             }
             self.unmap_direct(index);
             self.slot(index).state.store(UNCLAIMED, Ordering::Relaxed);
-            self.device.release(byte_range(&pages));
+            self.release_pages(&pages);
         }
         grow.claimed_pages = 0;
         grow.first_unclaimed = 0;

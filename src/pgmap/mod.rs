@@ -2,7 +2,7 @@
 //!
 //! [`Pgmap`] is a handle; the last handle to go kills the pgmap, and every live folio keeps it alive. Binding
 //! claims nothing: extents of 128 MiB are claimed from the device, scrubbed and given metadata when first
-//! needed. `core` is what outlives a pgmap, `body` what it is made of, `extents` claims, `direct` the pgmap's own
+//! needed. `core` is what outlives a pgmap, `body` what it is made of, `extents` claims, `scrub` what becomes of their bytes, `direct` the pgmap's own
 //! mapping, `table` and `word` the folio metadata, `ops` the steps of request and put, `prezero` what is cleared ahead,
 //! `life` kill and drain, `fork` the child's side. Uses `device`, `offset`, `sync`; the layer above, `folio`, wraps references.
 //!
@@ -23,6 +23,10 @@ mod life;
 mod loom_table;
 pub(crate) mod ops;
 pub(crate) mod prezero;
+mod scrub;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod scrub_tests;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod prezero_tests;

@@ -16,7 +16,7 @@ use super::publish::StatsPage;
 use super::source::{PlacedSource, Tiers};
 use super::stats::PoolStats;
 use super::{control, fork};
-use crate::device::{self, DaxOptions, Device, Dram};
+use crate::device::{self, Device, Dram};
 use crate::folio::{Folio, FolioError, FolioInfo};
 use crate::heap::{self, Heap, Runs};
 use crate::offset::Lifetime;
@@ -546,7 +546,7 @@ fn open_slow(spec: &SlowSpec) -> Result<Pgmap, PoolError> {
     let device = device::open(
         &spec.device,
         spec.size,
-        DaxOptions { range: spec.range.clone(), force: spec.force, allow_persistent: spec.allow_persistent },
+        spec.dax_options(),
     )?;
     let align_bytes = device.align_bytes();
     if align_bytes > SLOT_BYTES as u64 {

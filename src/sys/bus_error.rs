@@ -121,6 +121,21 @@ pub(crate) unsafe fn clear(addr: NonNull<u8>, len_bytes: usize) -> Result<(), Bu
     unsafe { guarded(start..start + len_bytes, clear) }
 }
 
+/// Overwrites memory that may fail with zeroes where it is not zero already.
+///
+/// # Safety
+/// As for [`clear`], and the range begins and ends on a page.
+///
+/// # Errors
+/// As for [`guarded`].
+pub(crate) unsafe fn clear_unless_zero(addr: NonNull<u8>, len_bytes: usize) -> Result<(), BusError> {
+    let start = addr.as_ptr().addr();
+    // SAFETY: the caller argued the range.
+    let clear = || unsafe { zero::zero_unless_zero(addr, len_bytes) };
+    // SAFETY: it drops nothing.
+    unsafe { guarded(start..start + len_bytes, clear) }
+}
+
 impl Guard {
     fn take(memory: &Range<usize>) -> &'static Guard {
         let own = thread::own_id();

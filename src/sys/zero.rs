@@ -18,7 +18,10 @@
 #[cfg_attr(not(any(target_arch = "x86_64", target_arch = "aarch64")), path = "zero/other.rs")]
 mod arch;
 
+mod look;
+
 use arch::Way;
+pub(crate) use look::zero_unless_zero;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 

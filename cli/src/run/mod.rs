@@ -2,15 +2,17 @@
 //!
 //! Everything is checked before: the settings through the same parser that the library will use, the memory that
 //! is asked for, the library, the program. Then the environment is put together and execve replaces this process,
-//! so the process number, terminal, signals and descriptors are what they were.
+//! so the process number, terminal, signals and descriptors are what they were. Where a device is to be cleared behind the
+//! program (`scrub=on-release`), this process stays until the program has ended (`outlive`).
 
+mod outlive;
 mod preload;
 mod program;
 mod slow;
 
 use crate::{config, print};
 use daxtier::runtime::config::{
-    AvailableMemory, CONF, ConfigError, Effective, Key, Origin, RUN_PID, StatsTarget,
+    AvailableMemory, CONF, ConfigError, EXIT_CONFIG, Effective, Key, Origin, RUN_PID, SlowSpec, StatsTarget,
 };
 use std::ffi::{CString, OsStr, OsString};
 use std::fmt;
@@ -31,8 +33,8 @@ pub(crate) struct Args {
     /// How much fast memory to use: a size such as 512M, or a share of what is available such as 50% [default: 80%]
     #[arg(long, value_name = "SIZE")]
     fast: Option<String>,
-    /// A slow device: /dev/daxX.Y, emulated:SIZE or node:N[:SIZE], with [,size=SIZE][,range=OFFSET+LENGTH][,force]
-    /// [,allow-persistent]; may be repeated
+    /// A slow device: /dev/daxX.Y, emulated:SIZE or node:N[:SIZE], with [,size=SIZE][,range=OFFSET+LENGTH]
+    /// [,scrub=on-claim|on-release|never][,force][,allow-persistent]; may be repeated
     #[arg(long, value_name = "DEV")]
     pub(crate) slow: Vec<String>,
     /// How memory is divided: fill, interleave=F:S, bind=TIER or preferred=TIER [default: fill]
@@ -89,20 +91,27 @@ impl fmt::Display for RunError {
 
 impl RunError {
     fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.exit_code_number())
+    }
+
+    fn exit_code_number(&self) -> u8 {
         match self {
-            RunError::NotFound { .. } => ExitCode::from(EXIT_NOT_FOUND),
-            RunError::Refused { .. } => ExitCode::from(EXIT_NOT_EXECUTABLE),
-            _ => print::exit_config(),
+            RunError::NotFound { .. } => EXIT_NOT_FOUND,
+            RunError::Refused { .. } => EXIT_NOT_EXECUTABLE,
+            _ => EXIT_CONFIG as u8,
         }
     }
 }
 
-/// Becomes the program; returns only when that cannot be.
+/// Becomes the program; returns when that cannot be, or when it stayed to clear devices behind it.
 pub(crate) fn run(args: Args) -> ExitCode {
     let error = match prepare(&args, std::env::vars_os().collect()) {
         Ok(plan) => {
             for note in &plan.notes {
                 print::complain(note);
+            }
+            if !plan.to_clear.is_empty() {
+                return outlive::run(&args.command, &plan.environment, &plan.to_clear);
             }
             execute(&args.command, &plan.environment)
         }
@@ -120,6 +129,8 @@ struct Plan {
     environment: Vec<(OsString, OsString)>,
     /// What the user is told before it starts.
     notes: Vec<String>,
+    /// What is cleared when it has ended.
+    to_clear: Vec<SlowSpec>,
 }
 
 fn prepare(args: &Args, inherited: Vec<(OsString, OsString)>) -> Result<Plan, RunError> {
@@ -141,7 +152,8 @@ fn prepare(args: &Args, inherited: Vec<(OsString, OsString)>) -> Result<Plan, Ru
     let obstacle = found.and_then(|path| program::obstacle(&path, search));
     notes.extend(obstacle.map(|obstacle| obstacle.to_string()));
     notes.extend(effective.config().stats.as_ref().and_then(missing_directory));
-    Ok(Plan { environment: merge(inherited, variables), notes })
+    let to_clear = outlive::to_clear(&effective.config().slow);
+    Ok(Plan { environment: merge(inherited, variables), notes, to_clear })
 }
 
 /// Works out the settings, and which variables tell the library what the environment does not.

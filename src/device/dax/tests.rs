@@ -22,7 +22,7 @@ fn open_zero(tree: &Tree, range: Option<Range<u64>>) -> Result<Dax, DeviceError>
     Dax::open_under(
         tree.root(),
         Path::new("/dev/zero"),
-        DaxOptions { range, force: true, allow_persistent: false },
+        DaxOptions { range, force: true, ..DaxOptions::default() },
     )
 }
 
@@ -32,9 +32,13 @@ fn over_file(path: &Path, range: Option<Range<u64>>) -> Result<Dax, DeviceError>
 }
 
 fn over_file_with(path: &Path, options: DaxOptions) -> Result<Dax, DeviceError> {
+    over_file_of(path, 4 * HUGE_BYTES, options)
+}
+
+fn over_file_of(path: &Path, len_bytes: u64, options: DaxOptions) -> Result<Dax, DeviceError> {
     let tree = Tree::recorded("cxl-devdax");
     let mut info = DaxInfo::read(tree.root(), "dax0.0").unwrap();
-    info.len_bytes = 4 * HUGE_BYTES;
+    info.len_bytes = len_bytes;
     let c_path = CString::new(path.as_os_str().as_bytes()).unwrap();
     let node = file::open_read_write(&c_path).unwrap();
     let opened = file::stat(node.as_raw_fd()).unwrap();
@@ -391,4 +395,48 @@ fn what_nobody_uses_is_cleared_and_the_rest_left_alone() {
     let bytes = std::fs::read(&path).unwrap();
     assert_eq!(bytes.iter().filter(|&&byte| byte == 0).count(), HUGE);
     assert!(bytes[2 * HUGE..3 * HUGE].iter().all(|&byte| byte == 0));
+}
+
+/// Catches a scrub that counts this process's own claims as its own to clear.
+#[test]
+fn what_this_process_has_claimed_is_in_use() {
+    let (_tree, path) = shared_file();
+    std::fs::write(&path, vec![0xa5u8; 4 * HUGE]).unwrap();
+    let device = over_file(&path, None).unwrap();
+    assert!(claim_soon(&device, HUGE_BYTES..3 * HUGE_BYTES));
+    let done = device.scrub_free(&mut |_| ()).unwrap();
+    assert_eq!((done.cleared_bytes, done.used_bytes), (2 * HUGE_BYTES, 2 * HUGE_BYTES));
+    assert!(std::fs::read(&path).unwrap()[HUGE..3 * HUGE].iter().all(|&byte| byte == 0xa5));
+    assert!(is_claimed(&over_file(&path, None).unwrap().claim(HUGE_BYTES..2 * HUGE_BYTES)), "still ours");
+}
+
+/// Catches a piece that no thread clears, or that two do.
+#[test]
+fn several_threads_clear_each_byte_once() {
+    const LEN: u64 = 5 * (64 << 20) + 3 * HUGE_BYTES;
+    for nr_threads in [1, 3, 100] {
+        let tree = Tree::empty();
+        tree.write("node", "");
+        let path = tree.path("node");
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(LEN).unwrap();
+        let marks = (0..LEN).step_by(HUGE / 2 + 4096).chain([LEN - 1]);
+        marks.for_each(|at| std::os::unix::fs::FileExt::write_all_at(&file, b"x", at).unwrap());
+        let device = over_file_of(&path, LEN, DaxOptions::default()).unwrap();
+        let mut seen = Vec::new();
+        let done = device.scrub_free_by(nr_threads, &mut |done| seen.push(done.seen_bytes())).unwrap();
+        assert_eq!((done.cleared_bytes, done.used_bytes, done.damaged_bytes), (LEN, 0, 0));
+        assert!(seen.len() == 6 && seen.is_sorted() && seen.last() == Some(&LEN), "{seen:?}");
+        assert!(std::fs::read(&path).unwrap().iter().all(|&byte| byte == 0), "{nr_threads} threads");
+    }
+}
+
+/// Catches a failure that leaves the other threads at work, or is taken for success.
+#[test]
+fn a_node_that_is_not_there_any_more_is_gone() {
+    let (_tree, path) = shared_file();
+    let device = over_file(&path, None).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let refused = device.scrub_free(&mut |_| ()).unwrap_err();
+    assert!(matches!(refused, DeviceError::Gone { .. }), "{refused}");
 }

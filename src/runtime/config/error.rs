@@ -266,6 +266,18 @@ pub enum ValueError {
         /// The device.
         device: String,
     },
+    /// A scrub policy for something that is no dax device.
+    #[error("{device}: its memory is fresh, so there is nothing to clear; leave scrub= out")]
+    NothingToScrub {
+        /// The device.
+        device: String,
+    },
+    /// None of `on-claim`, `on-release` and `never`.
+    #[error("{text:?} is not a choice: write scrub=on-claim, scrub=on-release or scrub=never")]
+    UnknownScrub {
+        /// What was read.
+        text: String,
+    },
     /// A range of something that is no dax device.
     #[error("{device}: only a dax device has a range option")]
     NoRanges {

@@ -4,7 +4,7 @@
 //! must agree on is [`Config::validate`](super::Config::validate)'s affair. Pure: no file or device is touched.
 
 use super::error::{ValueError, cut};
-use crate::device::DeviceSpec;
+use crate::device::{DaxOptions, DeviceSpec, ScrubPolicy};
 use crate::units::{ExactBytes, Order, SizeError, parse_size};
 use std::fmt;
 use std::ops::Range;
@@ -68,7 +68,7 @@ impl fmt::Display for FastSize {
     }
 }
 
-/// A slow device, and how much of it to use: `DEV[,size=SIZE][,range=OFFSET+LENGTH][,force][,allow-persistent]`.
+/// A slow device, and how much of it to use: `DEV[,size=SIZE][,range=OFFSET+LENGTH][,scrub=WHEN][,force][,allow-persistent]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SlowSpec {
     /// The device.
@@ -77,6 +77,8 @@ pub struct SlowSpec {
     pub size: Option<u64>,
     /// Which bytes of the device to keep to; all of it when absent.
     pub range: Option<Range<u64>>,
+    /// When the memory of a dax device is cleared.
+    pub scrub: ScrubPolicy,
     /// Use a dax device that holds data, or that a process maps without a claim.
     pub force: bool,
     /// Use a dax device that is persistent memory.
@@ -86,7 +88,20 @@ pub struct SlowSpec {
 impl SlowSpec {
     /// Makes a spec that uses all of `device`.
     pub const fn whole(device: DeviceSpec) -> SlowSpec {
-        SlowSpec { device, size: None, range: None, force: false, allow_persistent: false }
+        SlowSpec {
+            device,
+            size: None,
+            range: None,
+            scrub: ScrubPolicy::OnClaim,
+            force: false,
+            allow_persistent: false,
+        }
+    }
+
+    /// Returns how the device is opened, if it is a dax device.
+    pub fn dax_options(&self) -> DaxOptions {
+        let SlowSpec { range, scrub, force, allow_persistent, .. } = self.clone();
+        DaxOptions { range, scrub, force, allow_persistent }
     }
 
     pub(super) fn check(&self) -> Result<(), ValueError> {
@@ -96,6 +111,9 @@ impl SlowSpec {
         }
         if (self.force || self.allow_persistent) && !matches!(self.device, DeviceSpec::Dax(_)) {
             return Err(ValueError::NothingToForce { device: device() });
+        }
+        if self.scrub != ScrubPolicy::OnClaim && !matches!(self.device, DeviceSpec::Dax(_)) {
+            return Err(ValueError::NothingToScrub { device: device() });
         }
         if let Some(size) = self.size {
             check_tier_bytes(size)?;
@@ -144,6 +162,7 @@ impl SlowSpec {
         // A message about a very long name quotes only its beginning, unless the beginning alone would pass.
         let parsed = device.parse().map_err(|error| cut(device).parse::<DeviceSpec>().err().unwrap_or(error));
         let mut spec = SlowSpec::whole(parsed?);
+        let mut scrub = None;
         for part in parts {
             let twice = |option| Err(ValueError::OptionTwice { device: device.to_owned(), option });
             let switch = match part {
@@ -160,11 +179,17 @@ impl SlowSpec {
             match part.split_once('=') {
                 Some(("size", _)) if spec.size.is_some() => return twice("size"),
                 Some(("range", _)) if spec.range.is_some() => return twice("range"),
+                Some(("scrub", _)) if scrub.is_some() => return twice("scrub"),
+                Some(("scrub", word)) => {
+                    let unknown = || ValueError::UnknownScrub { text: cut(word) };
+                    scrub = Some(ScrubPolicy::from_word(word).ok_or_else(unknown)?);
+                }
                 Some(("size", value)) => spec.size = Some(size(value)?),
                 Some(("range", value)) => spec.range = Some(range(value)?),
                 _ => return Err(ValueError::UnknownOption { text: cut(part) }),
             }
         }
+        spec.scrub = scrub.unwrap_or_default();
         spec.check().map(|()| spec)
     }
 }
@@ -178,6 +203,9 @@ impl fmt::Display for SlowSpec {
         if let Some(range) = &self.range {
             let len = range.end.saturating_sub(range.start);
             write!(f, ",range={}+{}", ExactBytes(range.start), ExactBytes(len))?;
+        }
+        if self.scrub != ScrubPolicy::OnClaim {
+            write!(f, ",scrub={}", self.scrub)?;
         }
         if self.force {
             f.write_str(",force")?;

@@ -41,13 +41,17 @@ fn a_slow_device_has_a_size_and_a_range() {
     assert_eq!(spec.device, DeviceSpec::Dax("/dev/dax0.0".into()));
     assert_eq!((spec.size, spec.range.clone()), (Some(64 * G), Some(2 * G..130 * G)));
     assert_eq!(spec.to_string(), "/dev/dax0.0,size=64G,range=2G+128G");
+    for policy in ScrubPolicy::ALL {
+        let spec: SlowSpec = format!("/dev/dax0.0,scrub={policy}").parse().unwrap();
+        assert_eq!((spec.scrub, spec.dax_options().scrub), (policy, policy));
+    }
     assert_eq!("node:1:4G".parse(), Ok(SlowSpec::whole(DeviceSpec::Node { id: 1, size: Some(4 * G) })));
 }
 
 #[test]
 fn what_is_wrong_with_a_slow_device_is_named() {
     type Expected = fn(&ValueError) -> bool;
-    let cases: [(&str, Expected); 18] = [
+    let cases: [(&str, Expected); 23] = [
         ("", |e| *e == ValueError::NoDevice),
         ("/dev/dax0.0;", |e| *e == ValueError::NoDevice),
         (";emulated:2G", |e| *e == ValueError::NoDevice),
@@ -67,6 +71,15 @@ fn what_is_wrong_with_a_slow_device_is_named() {
         ("emulated:2G,size=4G", |e| matches!(e, ValueError::BeyondDevice { .. })),
         ("emulated:2G,range=1G+1G", |e| matches!(e, ValueError::NoRanges { .. })),
         ("node:1,range=0+1G", |e| matches!(e, ValueError::NoRanges { .. })),
+        ("/dev/dax0.0,scrub=sometimes", |e| {
+            matches!(e, ValueError::UnknownScrub { text } if text == "sometimes")
+        }),
+        ("/dev/dax0.0,scrub=", |e| matches!(e, ValueError::UnknownScrub { .. })),
+        ("/dev/dax0.0,scrub=never,scrub=on-claim", |e| {
+            matches!(e, ValueError::OptionTwice { option: "scrub", .. })
+        }),
+        ("emulated:2G,scrub=on-release", |e| matches!(e, ValueError::NothingToScrub { .. })),
+        ("node:1,scrub=never", |e| matches!(e, ValueError::NothingToScrub { .. })),
         ("node:1,size=1G", |e| matches!(e, ValueError::SizeOfNode { .. })),
     ];
     for (text, expected) in cases {
@@ -130,8 +143,10 @@ fn slow_spec() -> impl Strategy<Value = SlowSpec> {
         proptest::option::of(tier_bytes()),
         any::<[bool; 3]>(),
         tier_bytes(),
+        proptest::sample::select(&ScrubPolicy::ALL[..]),
     );
-    let dax = dax.prop_map(|(path, size, [ranged, force, allow_persistent], start)| SlowSpec {
+    let dax = dax.prop_map(|(path, size, [ranged, force, allow_persistent], start, scrub)| SlowSpec {
+        scrub,
         force,
         allow_persistent,
         device: DeviceSpec::Dax(path.into()),

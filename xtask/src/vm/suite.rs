@@ -142,7 +142,8 @@ fn script(route: Route, tests: &Tests, rounds: u32) -> String {
     if matches!(route, Route::Cxl | Route::Hmem | Route::Pmem) {
         script += &format!(
             "{daxtier} selftest --migrate --seconds 15 --slow {slow}\n\
-             bash xtask/src/vm/guest/programs.sh {daxtier} {slow} /dev/dax0.0\n"
+             bash xtask/src/vm/guest/programs.sh {daxtier} {slow} /dev/dax0.0\n\
+             bash xtask/src/vm/guest/scrub.sh {daxtier} {slow} /dev/dax0.0\n"
         );
     }
     if route == Route::Cxl {

@@ -1,0 +1,92 @@
+//! What lies on the device after its owners, by scrub policy: seen as whoever may open the node can see it.
+
+use super::{SECRET, UnderTest, device, options, take_all, wait_for, words};
+use daxtier::device::{Dax, DaxOptions, Device, DeviceError, ScrubPolicy};
+use daxtier::{Lifetime, Order, Pgmap, PgmapOptions};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+impl UnderTest {
+    fn bind_with(&self, scrub: ScrubPolicy) -> Pgmap {
+        let device = Dax::open(&self.path, DaxOptions { scrub, ..options() }).expect("it can be used");
+        Pgmap::bind(Arc::new(device), PgmapOptions::default()).expect("the device binds")
+    }
+
+    /// Counts the words of a range of the device that are not zero, through the node and without a claim.
+    fn words_left(&self) -> usize {
+        let node = std::fs::File::open(&self.path).expect("the node opens");
+        let len = self.open().len_bytes() as usize;
+        let (prot, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+        // SAFETY: a mapping where the kernel likes.
+        let addr = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, node.as_raw_fd(), 0) };
+        assert_ne!(addr, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+        // SAFETY: mapped for its length; nobody writes to it.
+        let words = unsafe { std::slice::from_raw_parts(addr.cast::<u64>(), len / 8) };
+        let left = words.iter().filter(|&&word| word != 0).count();
+        // SAFETY: the mapping was made above, and its words are of no more use.
+        unsafe { libc::munmap(addr, len) };
+        left
+    }
+}
+
+/// Catches a release that leaves its bytes, and one that clears although nobody wants that.
+#[test]
+fn what_is_given_back_on_release_is_clean_for_everybody() {
+    let Some(under_test) = device() else { return };
+    for scrub in [ScrubPolicy::OnClaim, ScrubPolicy::OnRelease] {
+        let pgmap = under_test.bind_with(scrub);
+        let mut folios = take_all(&pgmap, Order::HUGE);
+        assert!(!folios.is_empty());
+        folios.iter_mut().for_each(|folio| words(folio).fill(SECRET));
+        drop((folios, pgmap));
+        assert_eq!(under_test.words_left() == 0, scrub == ScrubPolicy::OnRelease, "{scrub}");
+    }
+}
+
+/// Catches a claim that believes a killed process's memory to be clean because the policy says so.
+#[test]
+fn what_a_killed_process_left_is_clean_before_it_is_handed_out_on_release() {
+    let Some(under_test) = device() else { return };
+    let mut other = under_test.spawn("fill");
+    wait_for(&mut other, "filled");
+    other.kill().expect("it lives");
+    other.wait().expect("it ends");
+    assert!(under_test.words_left() > 0, "the other left something");
+    let pgmap = under_test.bind_with(ScrubPolicy::OnRelease);
+    let mut folios = take_all(&pgmap, Order::HUGE);
+    assert!(folios.iter_mut().all(|folio| words(folio).iter().all(|&word| word == 0)), "foreign bytes");
+}
+
+/// Catches a scrub that nobody wanted.
+#[test]
+fn what_is_never_cleared_stays() {
+    let Some(under_test) = device() else { return };
+    let fill = |scrub| {
+        let pgmap = under_test.bind_with(scrub);
+        let mut folio = pgmap.request_folio(0, Order::HUGE).expect("it is free");
+        let seen = words(&mut folio)[5];
+        words(&mut folio).fill(SECRET);
+        seen
+    };
+    assert_eq!([fill(ScrubPolicy::OnClaim), fill(ScrubPolicy::Never)], [0, SECRET]);
+    let pgmap = under_test.bind_with(ScrubPolicy::Never);
+    let mut folio = pgmap.alloc_folio_zeroed(Order::HUGE, Lifetime::Short).expect("there is room");
+    assert!(words(&mut folio).iter().all(|&word| word == 0), "asked for as zero");
+}
+
+/// Catches a scrub that clears what this very process uses.
+#[test]
+fn a_scrub_leaves_alone_what_this_process_has() {
+    let Some(under_test) = device() else { return };
+    let dax = Arc::new(under_test.open());
+    let pgmap = Pgmap::bind(dax.clone(), PgmapOptions::default()).expect("the device binds");
+    let mut folio = pgmap.alloc_folio(Order::HUGE, Lifetime::Short).expect("there is room");
+    words(&mut folio).fill(SECRET);
+    for nr_threads in [1, 3] {
+        let done = dax.scrub_free_by(nr_threads, &mut |_| ()).expect("the device answers");
+        assert!(done.used_bytes > 0 && done.seen_bytes() == dax.len_bytes(), "{done:?}");
+        assert!(words(&mut folio).iter().all(|&word| word == SECRET), "{nr_threads} threads");
+    }
+    let again = under_test.open().claim(0..2 << 20);
+    assert!(matches!(again, Err(DeviceError::Claimed { .. })), "{again:?}");
+}
