@@ -1,7 +1,7 @@
 //! `daxtier scrub`: clears what nobody uses of a device.
 
-use clap::Args as ClapArgs;
 use crate::progress::Progress;
+use clap::Args as ClapArgs;
 use daxtier::device::{Dax, DaxOptions, Device, DeviceError, Scrubbed};
 use daxtier::runtime::MAX_SCRUB_THREADS;
 use daxtier::units::Bytes;

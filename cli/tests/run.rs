@@ -198,7 +198,12 @@ fn who_stays_to_clear_a_device_returns_what_the_program_returned() {
     let words = out(&ended);
     let numbers: Vec<&str> = words.split_whitespace().collect();
     assert!(numbers.len() == 2 && numbers[0] == numbers[1], "{words}");
-    assert_eq!(said(&ended).matches("was not wholly cleared behind the program").count(), 1, "{}", said(&ended));
+    assert_eq!(
+        said(&ended).matches("was not wholly cleared behind the program").count(),
+        1,
+        "{}",
+        said(&ended)
+    );
     assert_eq!(run(&["sh", "-c", "kill -KILL $$"]).status.code(), Some(128 + libc::SIGKILL));
     let missing = run(&["no-such-program"]);
     assert_eq!(missing.status.code(), Some(127), "{}", said(&missing));
@@ -210,11 +215,13 @@ fn who_stays_to_clear_a_device_returns_what_the_program_returned() {
 #[test]
 fn who_stays_passes_signals_on() {
     use std::io::{BufRead, BufReader};
-    let scratch = Scratch::new("signals");
+    let scratch = Scratch::new("passed-on");
     let script = "for s in TERM HUP INT USR1; do trap \"echo got $s\" $s; done; trap 'exit 3' USR2; echo ready; \
                   while :; do sleep 0.02; done";
     let mut run = scratch.run();
-    run.args(["--slow", CLEARED_BEHIND, "--", "sh", "-c", script]).stdout(Stdio::piped()).stderr(Stdio::null());
+    run.args(["--slow", CLEARED_BEHIND, "--", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
     let mut child = run.spawn().expect("daxtier starts");
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     let mut next = || lines.next().expect("the program lives").expect("text");

@@ -178,12 +178,8 @@ pub unsafe extern "C" fn daxtier_pgmap_open(
         // SAFETY: the C contract, again for the name in the options.
         let mut options = unsafe { pgmap_options(options) }?;
         options.limit_pages = smaller(options.limit_pages, spec.size.map(|bytes| bytes / PAGE_SIZE as u64));
-        let device = device::open(
-            &spec.device,
-            spec.size,
-            spec.dax_options(),
-        )
-        .map_err(|error| Failure::errno(error.errno(), format_args!("{error}")))?;
+        let device = device::open(&spec.device, spec.size, spec.dax_options())
+            .map_err(|error| Failure::errno(error.errno(), format_args!("{error}")))?;
         register_fork_handlers();
         let opened = Pgmap::bind(device, options).map_err(|error| pgmap_failure(&error))?;
         let handle = PGMAPS.insert_at(opened.id(), opened)?;

@@ -92,12 +92,7 @@ impl Pieces {
     }
 
     /// Clears a piece, or its granules one by one where somebody uses a part of it.
-    fn scrub(
-        &self,
-        piece: Range<u64>,
-        room: &Reservation,
-        done: &mut Scrubbed,
-    ) -> Result<(), DeviceError> {
+    fn scrub(&self, piece: Range<u64>, room: &Reservation, done: &mut Scrubbed) -> Result<(), DeviceError> {
         let (dax, len_bytes) = (&self.dax, piece.end - piece.start);
         let granule_bytes = dax.align_bytes();
         match dax.claim(piece.clone()) {

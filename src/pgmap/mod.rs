@@ -23,13 +23,13 @@ mod life;
 mod loom_table;
 pub(crate) mod ops;
 pub(crate) mod prezero;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod prezero_tests;
 mod scrub;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod scrub_tests;
-#[cfg(test)]
-#[cfg(not(loom))]
-mod prezero_tests;
 mod stats;
 pub(crate) mod table;
 #[cfg(test)]

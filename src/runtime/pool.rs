@@ -543,11 +543,7 @@ fn resolve_fast(fast: FastSize) -> Result<u64, PoolError> {
 
 /// Opens a slow device and binds it.
 fn open_slow(spec: &SlowSpec) -> Result<Pgmap, PoolError> {
-    let device = device::open(
-        &spec.device,
-        spec.size,
-        spec.dax_options(),
-    )?;
+    let device = device::open(&spec.device, spec.size, spec.dax_options())?;
     let align_bytes = device.align_bytes();
     if align_bytes > SLOT_BYTES as u64 {
         return Err(PoolError::CoarseAlign { device: device.name().to_owned(), align_bytes });

@@ -118,11 +118,8 @@ fn wait(child: libc::pid_t, signals: &MaybeUninit<libc::sigset_t>) -> std::io::R
 }
 
 fn code_of(status: libc::c_int) -> u8 {
-    let code = if libc::WIFSIGNALED(status) {
-        128 + libc::WTERMSIG(status)
-    } else {
-        libc::WEXITSTATUS(status)
-    };
+    let code =
+        if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
     code as u8
 }
 
@@ -142,9 +139,9 @@ fn clear(spec: &SlowSpec) {
             Bytes(done.damaged_bytes)
         )),
         Ok(_) => {}
-        Err(error) => print::complain(format_args!(
-            "{device} was not wholly cleared behind the program: {error}; try daxtier scrub {device}"
-        )),
+        Err(error) => {
+            print::complain(format_args!("{device} was not wholly cleared behind the program: {error}"))
+        }
     }
 }
 

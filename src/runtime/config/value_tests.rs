@@ -71,9 +71,10 @@ fn what_is_wrong_with_a_slow_device_is_named() {
         ("emulated:2G,size=4G", |e| matches!(e, ValueError::BeyondDevice { .. })),
         ("emulated:2G,range=1G+1G", |e| matches!(e, ValueError::NoRanges { .. })),
         ("node:1,range=0+1G", |e| matches!(e, ValueError::NoRanges { .. })),
-        ("/dev/dax0.0,scrub=sometimes", |e| {
-            matches!(e, ValueError::UnknownScrub { text } if text == "sometimes")
-        }),
+        (
+            "/dev/dax0.0,scrub=sometimes",
+            |e| matches!(e, ValueError::UnknownScrub { text } if text == "sometimes"),
+        ),
         ("/dev/dax0.0,scrub=", |e| matches!(e, ValueError::UnknownScrub { .. })),
         ("/dev/dax0.0,scrub=never,scrub=on-claim", |e| {
             matches!(e, ValueError::OptionTwice { option: "scrub", .. })
