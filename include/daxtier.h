@@ -1063,6 +1063,33 @@ int daxtier_device_remove(daxtier_pool pool,
                           const char *device);
 
 /*
+ * Changes how many bytes of a slow device this process uses at most; all of it with UINT64_MAX. What is idle above that is
+ * given back, so that other processes can claim it. excess_bytes, which may be NULL, receives how much is claimed beyond it,
+ * in extents of 128 MiB of which something is in use: what is there stays valid, nothing more is claimed until it is less, and
+ * daxtier_release_idle() gives back what becomes idle.
+ * Rounded down to the device's granule.
+ *
+ * Threads: any number at once. Blocks: on the kernel, and on clearing the memory with scrub=on-release. After fork: as
+ * daxtier_device_add(). Signal handlers: not allowed. Lifetime: nothing is kept.
+ * Returns 0; DAXTIER_ENODEV when the pool has no such device; DAXTIER_EHANDLE; DAXTIER_ENULL.
+ */
+int daxtier_device_resize(daxtier_pool pool,
+                          const char *device,
+                          uint64_t size_bytes,
+                          uint64_t *excess_bytes);
+
+/*
+ * Gives parts of slow devices back of which nothing is in use, so that other processes can claim them. released_bytes, which
+ * may be NULL, receives how much that was. The pool claims anew when it needs more.
+ *
+ * Threads: any number at once. Blocks: on the kernel, and on clearing the memory with scrub=on-release. After fork: as
+ * daxtier_device_add(). Signal handlers: not allowed. Lifetime: nothing is kept.
+ * Returns 0; DAXTIER_EHANDLE.
+ */
+int daxtier_release_idle(daxtier_pool pool,
+                         uint64_t *released_bytes);
+
+/*
  * Has handler decide from now on what becomes of accesses to lost memory, for everything of this process that this copy
  * of the library handed out; NULL leaves it to the setting on_loss. Signals for other memory go where they went.
  *

@@ -201,3 +201,29 @@ fn without_migration_everything_is_reported() {
     assert!(pool.drain_device("emulated:16M", Duration::ZERO).unwrap().is_complete());
     pool.close().unwrap();
 }
+
+/// Catches a budget that is not kept or takes what is in use, and memory that a pool keeps although nothing is in it.
+#[test]
+fn the_share_of_a_device_shrinks_and_grows() {
+    let pool = open("fast=32M slow=emulated:512M,size=256M");
+    let claimed = || pool.tiers()[1].pgmaps()[0].stats().claimed_bytes;
+    let blocks = [block(&pool, 60), block(&pool, 60)];
+    blocks.iter().for_each(|&block| word(block, 59).store(7, Ordering::Relaxed));
+    assert_eq!(claimed(), 256 << 20);
+    assert!(pool.malloc(20 * SLOT, SLOT, slow()).is_err(), "beyond the budget");
+    assert_eq!(pool.release_idle(), 0, "all of it is in use");
+    assert_eq!(pool.resize_device("emulated:512M", Some(128 << 20)).unwrap(), 128 << 20);
+    assert_eq!(pool.tiers()[1].capacity_bytes(), 128 << 20);
+    assert!(pool.malloc(SLOT, SLOT, slow()).is_err(), "more is in use than the budget has");
+    assert!(blocks.iter().all(|&block| word(block, 59).load(Ordering::Relaxed) == 7), "bytes were taken");
+    blocks.into_iter().for_each(|block| free(&pool, block));
+    assert_eq!(pool.release_idle(), 256 << 20);
+    assert_eq!(claimed(), 0);
+    assert_eq!(pool.resize_device("emulated:512M", None).unwrap(), 0);
+    let large = block(&pool, 200);
+    assert_eq!((claimed(), word(large, 199).load(Ordering::Relaxed)), (512 << 20, 0));
+    free(&pool, large);
+    let unknown = pool.resize_device("emulated:1G", None).unwrap_err();
+    assert!(matches!(unknown, DeviceChangeError::NoSuchDevice { .. }), "{unknown}");
+    pool.close().unwrap();
+}

@@ -148,6 +148,54 @@ pub unsafe extern "C" fn daxtier_device_remove(pool: DaxtierPool, device: *const
     })
 }
 
+/// Changes how many bytes of a slow device this process uses at most; all of it with UINT64_MAX. What is idle above that is
+/// given back, so that other processes can claim it. `excess_bytes`, which may be NULL, receives how much is claimed beyond it,
+/// in extents of 128 MiB of which something is in use: what is there stays valid, nothing more is claimed until it is less, and
+/// daxtier_release_idle() gives back what becomes idle.
+/// Rounded down to the device's granule.
+///
+/// Threads: any number at once. Blocks: on the kernel, and on clearing the memory with scrub=on-release. After fork: as
+/// daxtier_device_add(). Signal handlers: not allowed. Lifetime: nothing is kept.
+/// Returns 0; DAXTIER_ENODEV when the pool has no such device; DAXTIER_EHANDLE; DAXTIER_ENULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn daxtier_device_resize(
+    pool: DaxtierPool,
+    device: *const c_char,
+    size_bytes: u64,
+    excess_bytes: *mut u64,
+) -> c_int {
+    guard(|| {
+        // SAFETY: the C contract: NULL or a NUL-terminated text that nobody writes to.
+        let device = unsafe { text::read(device, "device") }?;
+        let size_bytes = (size_bytes != u64::MAX).then_some(size_bytes);
+        let excess = POOLS.get(pool)?.resize_device(device, size_bytes);
+        let excess = excess.map_err(|error| change_failure(&error))?;
+        if !excess_bytes.is_null() {
+            // SAFETY: the C contract: NULL or room for a number.
+            unsafe { excess_bytes.write(excess) };
+        }
+        Ok(())
+    })
+}
+
+/// Gives parts of slow devices back of which nothing is in use, so that other processes can claim them. `released_bytes`, which
+/// may be NULL, receives how much that was. The pool claims anew when it needs more.
+///
+/// Threads: any number at once. Blocks: on the kernel, and on clearing the memory with scrub=on-release. After fork: as
+/// daxtier_device_add(). Signal handlers: not allowed. Lifetime: nothing is kept.
+/// Returns 0; DAXTIER_EHANDLE.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn daxtier_release_idle(pool: DaxtierPool, released_bytes: *mut u64) -> c_int {
+    guard(|| {
+        let released = POOLS.get(pool)?.release_idle();
+        if !released_bytes.is_null() {
+            // SAFETY: the C contract: NULL or room for a number.
+            unsafe { released_bytes.write(released) };
+        }
+        Ok(())
+    })
+}
+
 impl From<&Held> for DaxtierHeld {
     fn from(held: &Held) -> DaxtierHeld {
         let (holder, ref_count, user, reason) = match held.holder {

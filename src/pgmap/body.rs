@@ -14,7 +14,7 @@ use crate::sys::mm;
 use crate::units::{MAX_ORDER, Order, PAGE_SHIFT, PAGE_SIZE};
 use crossbeam::utils::CachePadded;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 /// Bits of an offset in a raw reference: 256 TiB of pages.
 pub(crate) const OFFSET_BITS: u32 = 36;
@@ -28,8 +28,8 @@ pub(crate) struct Body {
     pub(super) nr_pages: u64,
     pub(super) min_order: Order,
     pub(super) max_order: Order,
-    /// The most pages that may be claimed: a multiple of the granule, at most `nr_pages`.
-    pub(super) limit_pages: u64,
+    /// The most pages that may be claimed: a multiple of the granule, at most `nr_pages`. Changed by `set_limit`.
+    pub(super) limit_pages: AtomicU64,
     pub(super) granule_pages: u64,
     /// Pages in an extent: what the allocator calls one, or a granule if that is larger.
     pub(super) extent_pages: u64,
@@ -92,7 +92,7 @@ impl Body {
             nr_pages,
             min_order,
             max_order: Order::new((nr_pages.ilog2() as u8).min(MAX_ORDER)).unwrap_or(Order::GIANT),
-            limit_pages: limit_pages / granule_pages * granule_pages,
+            limit_pages: AtomicU64::new(limit_pages / granule_pages * granule_pages),
             granule_pages,
             extent_pages,
             table: FolioTable::new(id, nr_pages)?,

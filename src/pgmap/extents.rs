@@ -9,7 +9,7 @@
 //! | state | meaning | leaves to |
 //! |---|---|---|
 //! | unclaimed | nobody's, or another process's | claimed, under `grow` |
-//! | claimed | ours: metadata exists | unclaimed, at the pgmap's end; foreign, in a forked child |
+//! | claimed | ours: metadata exists | unclaimed, at the pgmap's end or when it is idle (`shrink`); foreign, in a forked child |
 //! | foreign | the parent process's | nothing |
 
 use super::body::Body;
@@ -32,6 +32,8 @@ pub(super) struct ExtentSlot {
     state: AtomicU8,
     /// 1 when the extent is in the direct mapping. Written under `grow`.
     pub(super) mapped: AtomicU8,
+    /// 1 when the extent's metadata exists: from its first claim on, for the life of the pgmap. Written under `grow`.
+    is_prepared: AtomicU8,
     /// Pages that are claimed, from the extent's start: fewer than the extent has when the limit cuts it.
     nr_pages: AtomicU32,
 }
@@ -130,12 +132,12 @@ impl Body {
             if self.claimed_range(index).is_empty() {
                 self.claim_extent(index, &mut grow).map_err(|fault| match fault {
                     ClaimFault::Held(error) => FolioError::Device(error),
-                    ClaimFault::Limit => FolioError::LimitReached { offset, limit_pages: self.limit_pages },
+                    ClaimFault::Limit => FolioError::LimitReached { offset, limit_pages: self.limit_pages() },
                     ClaimFault::Other(error) => error,
                 })?;
             }
             if !covers(&self.claimed_range(index), &wanted) {
-                return Err(FolioError::LimitReached { offset, limit_pages: self.limit_pages });
+                return Err(FolioError::LimitReached { offset, limit_pages: self.limit_pages() });
             }
         }
         Ok(())
@@ -185,7 +187,7 @@ impl Body {
         grow: &mut Grow,
         held: &mut u64,
     ) -> Result<bool, FolioError> {
-        if self.limit_pages == grow.claimed_pages {
+        if self.limit_pages() <= grow.claimed_pages {
             return Ok(false);
         }
         let span = (order.nr_pages() / self.extent_pages).max(1) as usize;
@@ -227,7 +229,7 @@ impl Body {
         let unclaimed = || group.clone().filter(|&index| self.is_unclaimed(index));
         let needed: u64 =
             unclaimed().map(|index| self.extent_range(index)).map(|range| range.end - range.start).sum();
-        let room = self.limit_pages - grow.claimed_pages;
+        let room = self.limit_pages().saturating_sub(grow.claimed_pages);
         let is_one = group.len() == 1;
         let fits_limit = if is_one { order.nr_pages() <= room.min(needed) } else { needed <= room };
         unclaimed().next().is_some()
@@ -252,7 +254,7 @@ impl Body {
             return Err(ClaimFault::Other(FolioError::Dying { pgmap: self.id }));
         }
         let whole = self.extent_range(index);
-        let room = self.limit_pages - grow.claimed_pages;
+        let room = self.limit_pages().saturating_sub(grow.claimed_pages);
         let nr_pages = (whole.end - whole.start).min(room / self.granule_pages * self.granule_pages);
         if nr_pages == 0 {
             return Err(ClaimFault::Limit);
@@ -267,9 +269,7 @@ impl Body {
             damaged @ DeviceError::Damaged { .. } => ClaimFault::Held(damaged),
             other => ClaimFault::Other(other.into()),
         });
-        let prepared = prepared.and_then(|()| {
-            self.table.populate(whole.clone()).map_err(|refusal| ClaimFault::Other(FolioError::Sys(refusal)))
-        });
+        let prepared = prepared.and_then(|()| self.prepare(index).map_err(ClaimFault::Other));
         if let Err(fault) = prepared {
             self.device.release(bytes);
             return Err(fault);
@@ -282,7 +282,7 @@ impl Body {
         self.high.fetch_max(index + 1, Ordering::Release);
         if let Err(error) = self.show_to_allocator(&pages) {
             slot.state.store(UNCLAIMED, Ordering::Relaxed);
-            self.device.release(bytes);
+            self.release_pages(&pages);
             return Err(ClaimFault::Other(error));
         }
         grow.claimed_pages += nr_pages;
@@ -291,6 +291,39 @@ impl Body {
         }
         self.counters.note_claimed(grow.claimed_pages);
         Ok(())
+    }
+
+    /// Makes the metadata of an extent at its first claim. Later ones find it as it is: every page idle, and somebody may be
+    /// looking.
+    fn prepare(&self, index: usize) -> Result<(), FolioError> {
+        let slot = self.slot(index);
+        // Relaxed: under `grow`.
+        if slot.is_prepared.load(Ordering::Relaxed) == 0 {
+            self.table.populate(self.extent_range(index))?;
+            slot.is_prepared.store(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Takes note that an extent, of which nothing is in use, is not this process's any more.
+    pub(super) fn note_unclaimed(&self, index: usize, grow: &mut Grow) {
+        let pages = self.claimed_range(index);
+        // Relaxed: who finds the extent claimed still finds its metadata too.
+        self.slot(index).state.store(UNCLAIMED, Ordering::Relaxed);
+        grow.claimed_pages -= pages.end - pages.start;
+        grow.first_unclaimed = grow.first_unclaimed.min(index);
+        self.counters.note_claimed(grow.claimed_pages);
+    }
+
+    /// Returns the most pages that may be claimed.
+    pub(super) fn limit_pages(&self) -> u64 {
+        // Relaxed: a number; who claims by the one before it claims as if that had come first.
+        self.limit_pages.load(Ordering::Relaxed)
+    }
+
+    /// Returns a limit in whole granules of the device.
+    pub(super) fn round_limit(&self, limit_pages: Option<u64>) -> u64 {
+        limit_pages.unwrap_or(self.nr_pages).min(self.nr_pages) / self.granule_pages * self.granule_pages
     }
 
     /// Adds claimed pages to the allocator, all of them or none.
@@ -369,8 +402,13 @@ impl Body {
     }
 }
 
+/// Returns whether `pages`, which begin with an extent, are all of it.
+pub(super) fn is_whole(body: &Body, pages: &Range<u64>) -> bool {
+    *pages == body.extent_range(body.extent_of(pages.start))
+}
+
 /// Returns the allocator's extents that hold `pages`, which begin with one.
-fn allocator_extents(pages: &Range<u64>) -> Range<usize> {
+pub(super) fn allocator_extents(pages: &Range<u64>) -> Range<usize> {
     (pages.start / EXTENT_PAGES) as usize..pages.end.div_ceil(EXTENT_PAGES) as usize
 }
 

@@ -4,7 +4,7 @@
 //! claims nothing: extents of 128 MiB are claimed from the device, scrubbed and given metadata when first
 //! needed. `core` is what outlives a pgmap, `body` what it is made of, `extents` claims, `scrub` what becomes of their bytes, `direct` the pgmap's own
 //! mapping, `table` and `word` the folio metadata, `ops` the steps of request and put, `prezero` what is cleared ahead,
-//! `life` kill and drain, `fork` the child's side. Uses `device`, `offset`, `sync`; the layer above, `folio`, wraps references.
+//! `life` kill and drain, `shrink` what is given back meanwhile, `fork` the child's side. Uses `device`, `offset`, `sync`; the layer above, `folio`, wraps references.
 //!
 //! Progress: taking and dropping references that are not the last is lock-free. Request, the last put and
 //! try_get hold short locks; claiming an extent holds one lock of the pgmap for as long as the scrub takes.
@@ -30,6 +30,10 @@ mod scrub;
 #[cfg(test)]
 #[cfg(not(loom))]
 mod scrub_tests;
+mod shrink;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod shrink_tests;
 mod stats;
 pub(crate) mod table;
 #[cfg(test)]

@@ -18,6 +18,9 @@ use std::ptr::NonNull;
 /// How many runs with broken metadata an allocation passes over before it gives up.
 const MAX_BROKEN: usize = 16;
 
+/// How often a request by offset claims an extent that others give back before it gives up.
+const MAX_RECLAIMS: usize = 16;
+
 /// A folio reference in parts: what identifies a live folio inside its pgmap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -192,8 +195,7 @@ impl Body {
         self.check_run(offset, order)?;
         self.claim_run(offset, order)?;
         if let Some(allocator) = &self.allocator {
-            let reserved = self.reserve(allocator, offset, order);
-            reserved.map_err(|error| self.reserve_error(error, offset, order))?;
+            self.reserve_claimed(allocator, offset, order)?;
         }
         let fault = match self.table.request(offset, order) {
             Ok(generation) => return Ok((Place { offset, generation, order }, 0)),
@@ -209,6 +211,25 @@ impl Body {
             let _ = allocator.free(offset, order);
         }
         Err(error.into())
+    }
+
+    /// Takes exactly this run, which is claimed, from the allocator.
+    fn reserve_claimed(
+        &self,
+        allocator: &OffsetAllocator,
+        offset: u64,
+        order: Order,
+    ) -> Result<(), FolioError> {
+        let mut reserved = self.reserve(allocator, offset, order);
+        let mut nr_tries = 0;
+        while matches!(reserved, Err(OffsetError::ExtentAbsent { .. })) && nr_tries < MAX_RECLAIMS {
+            // It is just being given back, or was since: that ends before `grow` is free.
+            drop(self.grow.lock());
+            self.claim_run(offset, order)?;
+            reserved = self.reserve(allocator, offset, order);
+            nr_tries += 1;
+        }
+        reserved.map_err(|error| self.reserve_error(error, offset, order))
     }
 
     /// Takes exactly this run from the allocator, and from what is kept zeroed.

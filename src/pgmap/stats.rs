@@ -147,7 +147,7 @@ impl Body {
         counters.peak_pages.fetch_max(used_pages, Ordering::Relaxed);
         let bytes = |pages: &AtomicU64| pages.load(Ordering::Relaxed) * PAGE_SIZE as u64;
         PgmapStats {
-            capacity_bytes: self.limit_pages * PAGE_SIZE as u64,
+            capacity_bytes: self.limit_pages() * PAGE_SIZE as u64,
             claimed_bytes: bytes(&counters.claimed_pages),
             used_bytes: used_pages * PAGE_SIZE as u64,
             peak_bytes: bytes(&counters.peak_pages),

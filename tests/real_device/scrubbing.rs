@@ -95,3 +95,32 @@ fn a_scrub_leaves_alone_what_this_process_has() {
     let again = under_test.open().claim(0..2 << 20);
     assert!(matches!(again, Err(DeviceError::Claimed { .. })), "{again:?}");
 }
+
+/// Catches extents that a process keeps for good, and bytes that go to the next one with them.
+#[test]
+fn idle_extents_go_to_another_process_clean() {
+    let Some(under_test) = device() else { return };
+    let pgmap = under_test.bind();
+    let mut folios = take_all(&pgmap, Order::HUGE);
+    folios.iter_mut().step_by(8).for_each(|folio| words(folio).fill(SECRET));
+    let kept = folios.pop().expect("the device has room");
+    drop(folios);
+    let dax = under_test.open();
+    let extent = (kept.offset() << 12) & !((128 << 20) - 1);
+    let extent_bytes = (128 << 20).min(dax.len_bytes() - extent);
+    assert!(matches!(dax.claim(0..dax.len_bytes()), Err(DeviceError::Claimed { .. })));
+    let released = pgmap.release_idle();
+    assert_eq!(released, dax.len_bytes() - extent_bytes, "all but the extent with the folio");
+    if released > 0 {
+        let mut other = under_test.spawn("hold");
+        // It looks at every byte that it gets.
+        wait_for(&mut other, "holds an extent");
+        drop(other.stdin.take());
+        assert!(other.wait().expect("it ends").success());
+    }
+    assert_eq!(kept.ref_count(), 1);
+    drop(kept);
+    assert_eq!(pgmap.release_idle(), extent_bytes);
+    dax.claim(0..dax.len_bytes()).expect("nothing is claimed any more");
+    dax.release(0..dax.len_bytes());
+}

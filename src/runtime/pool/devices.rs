@@ -2,7 +2,8 @@
 //!
 //! A device is *added* to the slow tier and serves from then on. To *drain* it is to kill its pgmap, so that nothing new is
 //! placed there, and to move away what is there; what can't be moved is reported with its address and who holds it. A
-//! drained device can be *removed*, which gives its claims back, or *resumed*. Uses the engine of `runtime::migration`.
+//! drained device can be *removed*, which gives its claims back, or *resumed*. How much of a device is used at most can be changed, and
+//! what is idle of it given back. Uses the engine of `runtime::migration`.
 //!
 //! # States of a device in a pool
 //! | state | leaves to | by |
@@ -16,6 +17,7 @@
 
 use super::{Pool, open_slow, watermark};
 use crate::folio::RawFolio;
+use crate::heap;
 use crate::pgmap::{Pgmap, PgmapError, PgmapState};
 use crate::policy::TierName;
 use crate::runtime::PoolError;
@@ -266,6 +268,50 @@ impl Pool {
             }
             self.adjust_watermark();
             Ok(())
+        })
+    }
+
+    /// Changes how many bytes of a slow device this process uses at most; all of it with `None`. What is idle above that is given
+    /// back, so that other processes can claim it. Returns the bytes that are claimed beyond it, in extents of 128 MiB of which something
+    /// is in use: what is there stays valid, nothing more is claimed until they are less, and [`release_idle`](Pool::release_idle)
+    /// gives back what becomes idle.
+    ///
+    /// Rounded down to the device's granule. Of a device of which several parts were added each part gets this limit.
+    ///
+    /// # Errors
+    /// [`DeviceChangeError::NoSuchDevice`].
+    ///
+    /// # Example
+    /// ```
+    /// use daxtier::{Config, Pool};
+    ///
+    /// let pool = Pool::open(&Config::parse("fast=64M slow=emulated:256M,size=64M")?)?;
+    /// assert_eq!(pool.resize_device("emulated:256M", Some(128 << 20))?, 0);
+    /// assert_eq!(pool.tiers()[1].capacity_bytes(), 128 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn resize_device(&self, device: &str, size_bytes: Option<u64>) -> Result<u64, DeviceChangeError> {
+        let (_, pgmaps) = self.slow_device(device)?;
+        service::run(|| {
+            heap::collect();
+            let limit_pages = size_bytes.map(|bytes| bytes >> PAGE_SHIFT);
+            let excess_bytes = pgmaps.iter().map(|pgmap| pgmap.set_limit(limit_pages)).sum();
+            self.adjust_watermark();
+            self.inner.tiers.publish();
+            Ok(excess_bytes)
+        })
+    }
+
+    /// Gives extents of slow devices back of which nothing is in use, and returns how many bytes that were. Other processes can claim
+    /// them then; this one claims anew when it needs more. What was just moved away counts as in use for
+    /// [two seconds](Pool::set_migration_quarantine).
+    pub fn release_idle(&self) -> u64 {
+        service::run(|| {
+            heap::collect();
+            let slow = self.slow_tier().map(|at| self.tiers()[at].pgmaps()).unwrap_or_default();
+            let released_bytes = slow.iter().map(Pgmap::release_idle).sum();
+            self.inner.tiers.publish();
+            released_bytes
         })
     }
 
