@@ -14,6 +14,7 @@
 
 use super::descriptor::Descriptor;
 use super::discovery::{DaxInfo, DaxState, describe_file, device_names, name_of_dev, node_state, rdev};
+use super::nodes::{Elsewhere, elsewhere};
 use super::origin::Origin;
 use super::range::{check_len, check_range, check_span};
 use super::strangers::{Mapped, known_header, mapped};
@@ -43,6 +44,8 @@ pub struct DaxOptions {
     pub force: bool,
     /// Use persistent memory. What is stored on it is overwritten.
     pub allow_persistent: bool,
+    /// Use the device although a process has it open through another node. What both claim they write over.
+    pub exclusive: bool,
     /// When its memory is cleared.
     pub scrub: ScrubPolicy,
 }
@@ -64,6 +67,18 @@ pub struct Dax {
     file: Descriptor,
     /// Who maps the node without a claim, and when that was looked up; `None` when it does not matter.
     strangers: Option<Mutex<Seen>>,
+    /// Who uses the device through another node; `None` when it does not matter.
+    domain: Option<Mutex<Domain>>,
+}
+
+/// What is known of processes behind other nodes of the device.
+#[derive(Debug)]
+enum Domain {
+    Unknown,
+    /// There were none at the first claim. Who comes later finds us.
+    One,
+    /// There was this one then.
+    Several(Instant, Elsewhere),
 }
 
 /// What others map of a node, at some time.
@@ -123,6 +138,8 @@ impl Dax {
     ) -> Result<Dax, DeviceError> {
         let (len_bytes, align_bytes) = (info.len_bytes, info.align_bytes);
         check_len(&name, len_bytes, align_bytes)?;
+        // Who keeps to a part, or says that there is nobody, is believed.
+        let is_guarded = options.range.is_none() && !options.exclusive && !options.force;
         let range = options.range.unwrap_or(0..len_bytes);
         check_range(&name, &range, len_bytes, align_bytes)?;
         let file =
@@ -139,6 +156,7 @@ impl Dax {
             scrub: options.scrub,
             file,
             strangers: (!options.force).then(|| Mutex::new(Seen::default())),
+            domain: is_guarded.then(|| Mutex::new(Domain::Unknown)),
         };
         if !options.force
             && let Some(found) = dax.known_data()?
@@ -190,6 +208,29 @@ impl Dax {
         find(&seen)
     }
 
+    /// Makes sure, once, that nobody uses the device through another node: claims would not be seen there.
+    fn check_domain(&self) -> Result<(), DeviceError> {
+        let Some(domain) = &self.domain else { return Ok(()) };
+        let mut domain = domain.lock();
+        let is_known = match &*domain {
+            Domain::Unknown => false,
+            Domain::One => true,
+            Domain::Several(at, _) => at.elapsed() < LOOK_AGAIN,
+        };
+        if !is_known {
+            *domain = match elsewhere(Path::new("/proc"), self.opened.rdev, self.opened.id) {
+                Some(other) => Domain::Several(Instant::now(), other),
+                None => Domain::One,
+            };
+        }
+        match &*domain {
+            Domain::Several(_, Elsewhere { pid, node }) => {
+                Err(DeviceError::OtherNode { device: self.name.clone(), pid: *pid, node: node.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the node's descriptor; in a forked child a description of its own, opened at the first call.
     fn file(&self) -> Result<Lent<'_>, DeviceError> {
         self.file.get(|| self.open_again()).map_err(|source| self.refused(source))
@@ -217,6 +258,7 @@ impl Dax {
             scrub: self.scrub,
             file,
             strangers: self.strangers.as_ref().map(|_| Mutex::new(Seen::default())),
+            domain: self.domain.as_ref().map(|_| Mutex::new(Domain::Unknown)),
         })
     }
 
@@ -324,6 +366,7 @@ impl Device for Dax {
 
     fn claim(&self, range: Range<u64>) -> Result<Claim, DeviceError> {
         check_range(&self.name, &range, self.len_bytes, self.align_bytes)?;
+        self.check_domain()?;
         match lock::try_lock(self.file()?.as_fd(), &self.on_node(&range)) {
             Ok(true) => match self.stranger_in(&self.on_node(&range)) {
                 None => Ok(Claim { is_zero: false }),

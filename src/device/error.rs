@@ -134,6 +134,20 @@ pub enum DeviceError {
         /// The process.
         pid: u32,
     },
+    /// A process has the device open through another node, whose claims can't be seen from here.
+    #[error(
+        "{device}: process {pid} uses the device through another node ({}), and claims on one node are not seen on the other: \
+         bind-mount the same node, give each side a part of its own (range=OFFSET+LENGTH), or say exclusive ({device},exclusive) if \
+         nobody behind the other node will use it", node.display()
+    )]
+    OtherNode {
+        /// The device's name.
+        device: String,
+        /// The process.
+        pid: u32,
+        /// The node as that process calls it.
+        node: std::path::PathBuf,
+    },
     /// The device is persistent memory, and nobody said that it may be overwritten.
     #[error(
         "{device}: it is persistent memory, and what is stored on it would be overwritten; if that is meant, say \
@@ -223,7 +237,9 @@ impl DeviceError {
             | DeviceError::EmptyRange { .. }
             | DeviceError::NotAligned { .. } => libc::EINVAL,
             DeviceError::BeyondEnd { .. } => libc::ERANGE,
-            DeviceError::Claimed { .. } | DeviceError::Mapped { .. } => libc::EBUSY,
+            DeviceError::Claimed { .. } | DeviceError::Mapped { .. } | DeviceError::OtherNode { .. } => {
+                libc::EBUSY
+            }
             DeviceError::HoldsData { .. } | DeviceError::Persistent { .. } => libc::EEXIST,
             DeviceError::Missing { .. } => libc::ENOENT,
             DeviceError::NoSuchNode { .. } | DeviceError::NotDax { .. } => libc::ENODEV,

@@ -13,6 +13,7 @@ mod dram;
 mod emulated;
 mod error;
 mod node;
+mod nodes;
 mod open;
 mod origin;
 mod range;

@@ -46,6 +46,8 @@ pub(crate) struct Body {
     pub(super) counters: CachePadded<Counters>,
     /// Set when the claims were given back for good.
     pub(super) is_dead: AtomicBool,
+    /// Whether the user was told why the device can't be used.
+    pub(super) is_told: AtomicBool,
     /// Set in a child whose parent keeps what was claimed.
     pub(super) is_forked: AtomicBool,
 }
@@ -110,6 +112,7 @@ impl Body {
             retains_memory: options.retain_memory,
             counters: CachePadded::new(Counters::new()?),
             is_dead: AtomicBool::new(false),
+            is_told: AtomicBool::new(false),
             is_forked: AtomicBool::new(false),
             device,
         })

@@ -16,7 +16,8 @@ use super::body::Body;
 use super::{FolioError, table::FolioTable};
 use crate::device::DeviceError;
 use crate::offset::{EXTENT_PAGES, Lifetime, OffsetAllocator, OffsetError};
-use crate::sync::Zeroed;
+use crate::sync::{Zeroed, service};
+use crate::sys::stdio;
 use crate::units::{Order, PAGE_SHIFT};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -263,6 +264,10 @@ impl Body {
         let bytes = byte_range(&pages);
         let claim = self.device.claim(bytes.clone()).map_err(|error| match error {
             DeviceError::Claimed { .. } | DeviceError::Mapped { .. } => ClaimFault::Held(error),
+            DeviceError::OtherNode { .. } => {
+                self.tell_once(&error);
+                ClaimFault::Other(FolioError::Device(error))
+            }
             other => ClaimFault::Other(FolioError::Device(other)),
         })?;
         let prepared = self.scrub_claimed(&pages, claim.is_zero).map_err(|refusal| match refusal {
@@ -291,6 +296,14 @@ impl Body {
         }
         self.counters.note_claimed(grow.claimed_pages);
         Ok(())
+    }
+
+    /// Tells the user why nothing of the device is used: malloc has no other way to say so.
+    fn tell_once(&self, error: &DeviceError) {
+        // Relaxed: it says all that there is.
+        if !self.is_told.swap(true, Ordering::Relaxed) {
+            service::run(|| stdio::complain(&format!("daxtier: {error}\n")));
+        }
     }
 
     /// Makes the metadata of an extent at its first claim. Later ones find it as it is: every page idle, and somebody may be

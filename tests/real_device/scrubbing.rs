@@ -124,3 +124,60 @@ fn idle_extents_go_to_another_process_clean() {
     dax.claim(0..dax.len_bytes()).expect("nothing is claimed any more");
     dax.release(0..dax.len_bytes());
 }
+
+/// A second node of the device, as container engines make one.
+struct SecondNode(std::path::PathBuf);
+
+impl SecondNode {
+    fn of(under_test: &UnderTest) -> SecondNode {
+        use std::os::unix::fs::MetadataExt;
+        let rdev = std::fs::metadata(&under_test.path).expect("the device is there").rdev();
+        let path = under_test.path.with_file_name(format!("dax-second-{}", std::process::id()));
+        let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
+        // SAFETY: the path is NUL-terminated.
+        let made = unsafe { libc::mknod(name.as_ptr(), libc::S_IFCHR | 0o600, rdev) };
+        assert_eq!(made, 0, "{}", std::io::Error::last_os_error());
+        SecondNode(path)
+    }
+
+    fn open(&self, more: DaxOptions) -> Dax {
+        Dax::open(&self.0, DaxOptions { allow_persistent: true, ..more }).expect("it is the same device")
+    }
+}
+
+impl Drop for SecondNode {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Catches two processes that use the same memory because neither sees the other's claims.
+#[test]
+fn a_device_that_is_used_through_another_node_is_not_claimed() {
+    let Some(under_test) = device() else { return };
+    let second = SecondNode::of(&under_test);
+    let mut other = under_test.spawn("hold");
+    wait_for(&mut other, "holds an extent");
+    let dax = second.open(DaxOptions::default());
+    let len_bytes = dax.len_bytes();
+    let refused = dax.claim(0..len_bytes).expect_err("the other has a part of it");
+    assert!(matches!(&refused, DeviceError::OtherNode { pid, .. } if *pid == other.id()), "{refused}");
+    assert!(refused.to_string().contains("bind-mount the same node"), "{refused}");
+    let refused = dax.scrub_free(&mut |_| ()).expect_err("it would clear what the other has");
+    assert!(matches!(refused, DeviceError::OtherNode { .. }), "{refused}");
+    let pgmap = Pgmap::bind(Arc::new(dax), PgmapOptions::default()).expect("binding claims nothing");
+    assert!(pgmap.alloc_folio(Order::HUGE, Lifetime::Short).is_err());
+    // Whoever says that it is meant gets it: the kernel sees no conflict.
+    let half = len_bytes / 2 & !((2 << 20) - 1);
+    let part = second.open(DaxOptions { range: Some(half..len_bytes), ..DaxOptions::default() });
+    part.claim(0..2 << 20).expect("a part of its own");
+    second
+        .open(DaxOptions { exclusive: true, ..DaxOptions::default() })
+        .claim(0..2 << 20)
+        .expect("as it says");
+    drop(other.stdin.take());
+    assert!(other.wait().expect("it ends").success());
+    // The look is not repeated for a second.
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    drop(pgmap.alloc_folio(Order::HUGE, Lifetime::Short).expect("nobody uses it now"));
+}

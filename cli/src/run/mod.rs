@@ -34,7 +34,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE")]
     fast: Option<String>,
     /// A slow device: /dev/daxX.Y, emulated:SIZE or node:N[:SIZE], with [,size=SIZE][,range=OFFSET+LENGTH]
-    /// [,scrub=on-claim|on-release|never][,force][,allow-persistent]; may be repeated
+    /// [,scrub=on-claim|on-release|never][,exclusive][,force][,allow-persistent]; may be repeated
     #[arg(long, value_name = "DEV")]
     pub(crate) slow: Vec<String>,
     /// How memory is divided: fill, interleave=F:S, bind=TIER or preferred=TIER [default: fill]

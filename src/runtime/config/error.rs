@@ -261,7 +261,9 @@ pub enum ValueError {
         device: String,
     },
     /// Force, or leave to overwrite persistent memory, for something that is no dax device.
-    #[error("{device}: only a dax device can hold data of others; leave force and allow-persistent out")]
+    #[error(
+        "{device}: only a dax device can hold data of others; leave exclusive, force and allow-persistent out"
+    )]
     NothingToForce {
         /// The device.
         device: String,

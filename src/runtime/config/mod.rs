@@ -3,7 +3,7 @@
 //! | setting | variable | value |
 //! |---|---|---|
 //! | `fast` | `DAXTIER_FAST` | `SIZE` or `N%` of what is available; 80% by default |
-//! | `slow` | `DAXTIER_SLOW` | `DEV[,size=SIZE][,range=OFFSET+LENGTH][,scrub=WHEN][,force][,allow-persistent]`, several joined by `;`; none by default. WHEN is `on-claim` (default), `on-release` or `never` |
+//! | `slow` | `DAXTIER_SLOW` | `DEV[,size=SIZE][,range=OFFSET+LENGTH][,scrub=WHEN][,exclusive][,force][,allow-persistent]`, several joined by `;`; none by default. WHEN is `on-claim` (default), `on-release` or `never` |
 //! | `policy` | `DAXTIER_POLICY` | `fill` (default), `interleave=F:S`, `bind=TIER`, `preferred=TIER` |
 //! | `stats` | `DAXTIER_STATS` | a path (`%p` is the process id), or `-` or `stderr`; none by default |
 //! | `on_error` | `DAXTIER_ON_ERROR` | `stop` (default) or `passthrough` |

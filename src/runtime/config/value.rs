@@ -68,7 +68,7 @@ impl fmt::Display for FastSize {
     }
 }
 
-/// A slow device, and how much of it to use: `DEV[,size=SIZE][,range=OFFSET+LENGTH][,scrub=WHEN][,force][,allow-persistent]`.
+/// A slow device, and how much of it to use: `DEV[,size=SIZE][,range=OFFSET+LENGTH][,scrub=WHEN][,exclusive][,force][,allow-persistent]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SlowSpec {
     /// The device.
@@ -79,6 +79,8 @@ pub struct SlowSpec {
     pub range: Option<Range<u64>>,
     /// When the memory of a dax device is cleared.
     pub scrub: ScrubPolicy,
+    /// Use a dax device although a process has it open through another node.
+    pub exclusive: bool,
     /// Use a dax device that holds data, or that a process maps without a claim.
     pub force: bool,
     /// Use a dax device that is persistent memory.
@@ -93,6 +95,7 @@ impl SlowSpec {
             size: None,
             range: None,
             scrub: ScrubPolicy::OnClaim,
+            exclusive: false,
             force: false,
             allow_persistent: false,
         }
@@ -100,8 +103,8 @@ impl SlowSpec {
 
     /// Returns how the device is opened, if it is a dax device.
     pub fn dax_options(&self) -> DaxOptions {
-        let SlowSpec { range, scrub, force, allow_persistent, .. } = self.clone();
-        DaxOptions { range, scrub, force, allow_persistent }
+        let SlowSpec { range, scrub, exclusive, force, allow_persistent, .. } = self.clone();
+        DaxOptions { range, scrub, exclusive, force, allow_persistent }
     }
 
     pub(super) fn check(&self) -> Result<(), ValueError> {
@@ -109,7 +112,9 @@ impl SlowSpec {
         if self.range.is_some() && !matches!(self.device, DeviceSpec::Dax(_)) {
             return Err(ValueError::NoRanges { device: device() });
         }
-        if (self.force || self.allow_persistent) && !matches!(self.device, DeviceSpec::Dax(_)) {
+        if (self.force || self.allow_persistent || self.exclusive)
+            && !matches!(self.device, DeviceSpec::Dax(_))
+        {
             return Err(ValueError::NothingToForce { device: device() });
         }
         if self.scrub != ScrubPolicy::OnClaim && !matches!(self.device, DeviceSpec::Dax(_)) {
@@ -166,6 +171,7 @@ impl SlowSpec {
         for part in parts {
             let twice = |option| Err(ValueError::OptionTwice { device: device.to_owned(), option });
             let switch = match part {
+                "exclusive" => Some(("exclusive", &mut spec.exclusive)),
                 "force" => Some(("force", &mut spec.force)),
                 "allow-persistent" => Some(("allow-persistent", &mut spec.allow_persistent)),
                 _ => None,
@@ -206,6 +212,9 @@ impl fmt::Display for SlowSpec {
         }
         if self.scrub != ScrubPolicy::OnClaim {
             write!(f, ",scrub={}", self.scrub)?;
+        }
+        if self.exclusive {
+            f.write_str(",exclusive")?;
         }
         if self.force {
             f.write_str(",force")?;

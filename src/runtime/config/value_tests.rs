@@ -51,7 +51,7 @@ fn a_slow_device_has_a_size_and_a_range() {
 #[test]
 fn what_is_wrong_with_a_slow_device_is_named() {
     type Expected = fn(&ValueError) -> bool;
-    let cases: [(&str, Expected); 23] = [
+    let cases: [(&str, Expected); 24] = [
         ("", |e| *e == ValueError::NoDevice),
         ("/dev/dax0.0;", |e| *e == ValueError::NoDevice),
         (";emulated:2G", |e| *e == ValueError::NoDevice),
@@ -79,6 +79,7 @@ fn what_is_wrong_with_a_slow_device_is_named() {
         ("/dev/dax0.0,scrub=never,scrub=on-claim", |e| {
             matches!(e, ValueError::OptionTwice { option: "scrub", .. })
         }),
+        ("emulated:2G,exclusive", |e| matches!(e, ValueError::NothingToForce { .. })),
         ("emulated:2G,scrub=on-release", |e| matches!(e, ValueError::NothingToScrub { .. })),
         ("node:1,scrub=never", |e| matches!(e, ValueError::NothingToScrub { .. })),
         ("node:1,size=1G", |e| matches!(e, ValueError::SizeOfNode { .. })),
@@ -142,18 +143,20 @@ fn slow_spec() -> impl Strategy<Value = SlowSpec> {
     let dax = (
         "/[a-z]{1,8}/dax[0-9]\\.[0-9]",
         proptest::option::of(tier_bytes()),
-        any::<[bool; 3]>(),
+        any::<[bool; 4]>(),
         tier_bytes(),
         proptest::sample::select(&ScrubPolicy::ALL[..]),
     );
-    let dax = dax.prop_map(|(path, size, [ranged, force, allow_persistent], start, scrub)| SlowSpec {
-        scrub,
-        force,
-        allow_persistent,
-        device: DeviceSpec::Dax(path.into()),
-        size,
-        range: ranged.then(|| start..start + size.unwrap_or(MIN_TIER_BYTES)),
-    });
+    let dax =
+        dax.prop_map(|(path, size, [ranged, exclusive, force, allow_persistent], start, scrub)| SlowSpec {
+            scrub,
+            exclusive,
+            force,
+            allow_persistent,
+            device: DeviceSpec::Dax(path.into()),
+            size,
+            range: ranged.then(|| start..start + size.unwrap_or(MIN_TIER_BYTES)),
+        });
     let emulated = tier_bytes().prop_map(|bytes| SlowSpec::whole(DeviceSpec::Emulated(bytes)));
     let node = (any::<u32>(), proptest::option::of(tier_bytes()));
     let node = node.prop_map(|(id, size)| SlowSpec::whole(DeviceSpec::Node { id, size }));
