@@ -168,7 +168,7 @@ fn a_device_that_is_used_through_another_node_is_not_claimed() {
     let pgmap = Pgmap::bind(Arc::new(dax), PgmapOptions::default()).expect("binding claims nothing");
     assert!(pgmap.alloc_folio(Order::HUGE, Lifetime::Short).is_err());
     // Whoever says that it is meant gets it: the kernel sees no conflict.
-    let half = len_bytes / 2 & !((2 << 20) - 1);
+    let half = (len_bytes / 2) & !((2 << 20) - 1);
     let part = second.open(DaxOptions { range: Some(half..len_bytes), ..DaxOptions::default() });
     part.claim(0..2 << 20).expect("a part of its own");
     second
