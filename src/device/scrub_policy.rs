@@ -15,7 +15,8 @@
 //! holds whatever happened before: the former owner was killed, another program wrote without a claim, the machine was
 //! reset. So on-release needs no mark that says "this extent is clean", which would have to be believed: a mark on the
 //! device outlives the writer that breaks it. The bytes are the mark. What on-release buys is that memory
-//! which was given back in order is clean at once, and that a claim of clean memory only reads.
+//! which was given back in order is clean at once. A claim of clean memory then only reads; in DRAM that takes as long as
+//! clearing it (the test `looking_beside_clearing` prints both).
 //!
 //! A process can't clear what it has until its last instruction: other threads, exit handlers and the C library's
 //! output buffers use malloc's blocks until the kernel ends it. So on-release clears at the end of a pgmap (a
