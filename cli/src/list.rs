@@ -2,7 +2,8 @@
 //!
 //! For people, tables; each device that cannot be used is followed by the reason and the command that mends it. With
 //! `--json`, [`Listing`] as it stands: its fields are the documented, stable keys. Where a key means the same as in
-//! `daxctl list` it has the same name (`chardev`, `size`, `target_node`, `align`, `mode`, `mappings`). Sizes and
+//! `daxctl list` it has the same name (`chardev`, `size`, `target_node`, `align`, `mode`, `mappings`); `state` says more than
+//! daxctl's, which only knows `disabled` (here `no-driver`, without a mode). Sizes and
 //! addresses are plain numbers of bytes; what is not known is `null`.
 
 use clap::Args as ClapArgs;

@@ -33,6 +33,11 @@ const COMMANDS: &[Command] = &[
     Command { name: "test", about: "run the test suite (--all: the long ones too)", run: test::run },
     Command { name: "bench", about: "measure against a peer (--list names the benches)", run: bench::run },
     Command { name: "vm", about: "run a command in a guest with an emulated CXL expander", run: vm::run },
+    Command {
+        name: "record",
+        about: "record the guest's machines for the tests of discovery",
+        run: vm::record::run,
+    },
     Command { name: "setup", about: "install the system packages that a build needs", run: setup::run },
     Command { name: "check-layers", about: "check that no layer imports one above it", run: layers::run },
     Command { name: "header", about: "write include/daxtier.h (--check: compare it)", run: header::run },

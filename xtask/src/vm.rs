@@ -13,6 +13,7 @@ mod guest;
 mod initramfs;
 mod machine;
 mod packages;
+pub(crate) mod record;
 pub(crate) mod suite;
 
 use crate::process::{Task, seconds};
