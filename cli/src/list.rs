@@ -335,6 +335,7 @@ impl DeviceEntry {
             DaxState::Claimed { holders } => &holders[..],
             _ => &[],
         };
+        let obstacle = info.heap_obstacle();
         DeviceEntry {
             chardev: info.name.clone(),
             path: info.path.display().to_string(),
@@ -344,8 +345,8 @@ impl DeviceEntry {
             numa_node: info.numa_node,
             mode: info.mode(),
             state: info.state.as_str(),
-            usable: info.state.is_usable(),
-            reason: (info.state != DaxState::Free).then(|| info.state.to_string()),
+            usable: info.state.is_usable() && obstacle.is_none(),
+            reason: obstacle.or_else(|| (info.state != DaxState::Free).then(|| info.state.to_string())),
             mend: info.mend(),
             released: releases
                 .as_ref()

@@ -27,7 +27,8 @@ pub enum PoolError {
     Pgmap(#[from] PgmapError),
     /// A device maps in larger granules than the heap's slots.
     #[error(
-        "{device}: maps in granules of {}, the heap needs 2 MiB or less: reconfigure it with `daxctl reconfigure-device -m devdax --align 2M`, or bind it as a pgmap and use its folios",
+        "{device}: it is mapped in granules of {}, and blocks need 2 MiB or less: `daxtier list` has the command that changes that, \
+         or bind it as a pgmap and use its folios",
         Bytes(*align_bytes)
     )]
     CoarseAlign {

@@ -2,9 +2,10 @@
 //!
 //! These tests overwrite the device, so they run only on one that `DAXTIER_TEST_DAX` names; `cargo xtask test --vm` sets it
 //! in a guest with an emulated CXL expander. Each takes the whole device, one after the other. `changes` has devices that are
-//! drained, shared with processes that die, and lost, `scrubbing` what owners leave on it.
+//! drained, shared with processes that die, and lost, `scrubbing` what owners leave on it, `granules` devices of another alignment.
 
 mod changes;
+mod granules;
 mod scrubbing;
 
 use daxtier::device::{Dax, DaxOptions, DaxState, Device, DeviceError, discover};

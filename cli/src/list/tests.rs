@@ -93,6 +93,7 @@ type Expected = (
 );
 
 const TO_DEVDAX: Option<&str> = Some("sudo daxctl reconfigure-device --mode=devdax --force dax0.0");
+const TO_HUGE: Option<&str> = Some("echo 2097152 | sudo tee /sys/bus/dax/devices/dax0.0/align");
 const MACHINES: &[(&str, &[Expected])] = &[
     ("cxl-devdax", &[("dax0.0", 512, 2048, "cxl", "region0", Some(2), None, "slow", "free", None)]),
     (
@@ -160,7 +161,7 @@ const MACHINES: &[(&str, &[Expected])] = &[
     ("hmem", &[("dax0.0", 512, 2048, "hmem", "hmem.0", Some(0), Some(0), "slow", "free", None)]),
     (
         "hmem-giant-pages",
-        &[("dax0.0", 1024, 1 << 20, "hmem", "hmem.0", Some(1), Some(0), "slow", "free", None)],
+        &[("dax0.0", 1024, 1 << 20, "hmem", "hmem.0", Some(1), Some(0), "slow", "free", TO_HUGE)],
     ),
     ("hmem-node", &[("dax0.0", 1024, 2048, "hmem", "hmem.0", Some(1), Some(0), "slow", "free", None)]),
     (
@@ -204,7 +205,7 @@ fn every_recorded_machine_is_listed_as_what_it_is() {
                 ("numa_node", json!(node)),
                 ("tier", json!(tier)),
                 ("state", json!(state)),
-                ("usable", json!(state == "free")),
+                ("usable", json!(mend.is_none())),
             ] {
                 assert_eq!(entry[key], value, "{key} of {machine}");
             }

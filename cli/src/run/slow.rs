@@ -61,7 +61,9 @@ fn choose_from(
         Ok(devices) => {
             for device in devices {
                 let path = device.path.display();
-                if device.state.is_usable() {
+                if let Some(obstacle) = device.heap_obstacle() {
+                    reasons.push(format!("{path} is released and cannot be used: {obstacle} (daxtier list)"));
+                } else if device.state.is_usable() {
                     reasons.push(format!("using {path}, which the administrator released (daxtier allow)"));
                     // Persistent memory is released only by who says so (daxtier allow --allow-persistent).
                     let whole = SlowSpec::whole(DeviceSpec::Dax(device.path));
@@ -128,6 +130,20 @@ mod tests {
         assert_eq!(choice.slow, [SlowSpec::whole(DeviceSpec::Emulated(4 * G))]);
         let [reason] = &choice.reasons[..] else { panic!("one reason is enough: {:?}", choice.reasons) };
         assert!(reason.contains("emulated:4G") && reason.contains("daxtier allow"), "{reason}");
+    }
+
+    /// Catches a program that does not start for a released device that blocks can't lie on.
+    #[test]
+    fn a_released_device_of_too_large_granules_is_passed_over() {
+        let tree = crate::tree::Tree::recorded("hmem-giant-pages");
+        let dir = std::fs::canonicalize(tree.path("sys/bus/dax/devices/dax0.0")).unwrap();
+        std::fs::write(dir.join("dev"), "1:5\n").unwrap();
+        tree.link("dev/dax0.0", "/dev/zero");
+        let devices = daxtier::device::discover(tree.root());
+        assert!(devices.iter().all(|device| device.state.is_usable()), "its folios can be used");
+        let choice = choose_from(Ok(devices), G, &with(100 * G)).unwrap();
+        assert_eq!(choice.slow, [SlowSpec::whole(DeviceSpec::Emulated(4 * G))]);
+        assert!(choice.reasons[0].contains("granules of 1 GiB"), "{:?}", choice.reasons);
     }
 
     #[test]
