@@ -80,6 +80,38 @@ fn a_program_leaves_a_device_when_it_is_asked() {
     assert!(child.wait().expect("it ends").success());
 }
 
+/// Catches a device that is not used after it was added, and a refusal without a reason.
+#[test]
+fn a_program_takes_another_device_and_leaves_its_first_for_it() {
+    let scratch = Scratch::new();
+    let Some((mut child, mut said)) = start(&scratch, "on") else { return };
+    let pid = child.id();
+    for (device, reason) in
+        [("/dev/dax9.9", "no such file"), ("emulated:many", "size"), ("dram", "not a device"), ("", "device")]
+    {
+        let refused = ask(&["add", device, "PID"], pid);
+        assert!(!refused.status.success() && text(&refused).contains(reason), "{device}: {}", text(&refused));
+    }
+    let added = ask(&["add", "emulated:256M", "PID"], pid);
+    assert!(added.status.success(), "{}", text(&added));
+    let json = text(&ask(&["stat", "--json", "PID"], pid));
+    assert!(json.contains("emulated:256M"), "{json}");
+
+    let drained = ask(&["drain", "--timeout", "100", "emulated:512M", "PID"], pid);
+    if text(&drained).contains("blocks can't be moved") {
+        println!("skipped: {}", text(&drained));
+    } else {
+        // DRAM has no room for all of it.
+        assert!(drained.status.success(), "{}", text(&drained));
+    }
+    child.stdin.as_mut().expect("a pipe").write_all(b"\n").expect("the program reads");
+    let mut line = String::new();
+    said.read_line(&mut line).expect("the pipe is readable");
+    assert_eq!(line, "whole\n");
+    drop(child.stdin.take());
+    assert!(child.wait().expect("it ends").success());
+}
+
 #[test]
 fn a_program_that_does_not_listen_says_so_and_what_to_do() {
     let scratch = Scratch::new();

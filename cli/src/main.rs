@@ -10,6 +10,7 @@
 #![cfg_attr(not(test), no_main)]
 #![cfg_attr(test, allow(dead_code, reason = "the tests begin elsewhere"))]
 
+mod add;
 mod allow;
 mod config;
 mod doctor;
@@ -47,6 +48,7 @@ enum Command {
     Allow(allow::Args),
     Scrub(scrub::Args),
     Drain(drain::Args),
+    Add(add::Args),
     Config(config::Args),
     Selftest(selftest::Args),
     #[command(hide = true)]
@@ -71,6 +73,7 @@ fn start(words: Vec<OsString>) -> ExitCode {
         Command::Allow(args) => allow::run(args),
         Command::Scrub(args) => scrub::run(args),
         Command::Drain(args) => drain::run(args),
+        Command::Add(args) => add::run(args),
         Command::Config(args) => config::run(args),
         Command::Selftest(args) => selftest::run(args),
         Command::Completions(args) => generate::completions(args),

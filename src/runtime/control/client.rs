@@ -1,4 +1,4 @@
-//! Asking another process to drain a device, resume or remove it.
+//! Asking another process to take a device, to drain it, resume or remove it.
 
 use super::name_of;
 use crate::error::SysError;
@@ -79,6 +79,15 @@ pub fn drain_device_of(pid: u32, device: &str, timeout: Duration) -> Result<Remo
         }
     }
     Ok(report)
+}
+
+/// Has process `pid` take a slow device: `device` is what its configuration would say (`/dev/dax1.0`, with options). The process
+/// opens it by its own rights and in its own file system.
+///
+/// # Errors
+/// [`ControlError`].
+pub fn add_device_to(pid: u32, device: &str) -> Result<(), ControlError> {
+    ask(pid, "add", Duration::ZERO, device).map(drop)
 }
 
 /// Has process `pid` use a device again.

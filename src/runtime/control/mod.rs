@@ -1,7 +1,8 @@
 //! The thread that hears what other processes ask for, and what the kernel says of devices.
 //!
-//! `daxtier drain` connects to a name of the abstract namespace that goes with the process (`client`); the same user or root
-//! may. `events` reads what the kernel tells: a device that goes is out of use before anything touches it. The thread
+//! `daxtier drain` and `daxtier add` connect to a name of the abstract namespace that goes with the process (`client`); the same
+//! user or root may. `events` reads what the kernel tells: a device that goes is out of use before anything touches it, and one
+//! that was released is offered when it comes. The thread
 //! starts when slow memory of the kind that the setting `control` names is first used, so programs that never use any
 //! have none. Uses the pools; used by `source`, which says when memory is used.
 //!
@@ -15,10 +16,10 @@
 mod client;
 mod events;
 
-pub use client::{ControlError, drain_device_of, remove_device_of, resume_device_of};
+pub use client::{ControlError, add_device_to, drain_device_of, remove_device_of, resume_device_of};
 
 use super::Pool;
-use super::config::Control;
+use super::config::{Control, SlowSpec};
 use super::pool;
 use crate::device::DeviceKind;
 use crate::sync::{StaticMutex, service};
@@ -144,7 +145,7 @@ fn read_line<'a>(connection: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Option<&'a
     }
 }
 
-/// Does what a line asks for, on every pool that has the device.
+/// Does what a line asks for, on every pool that has the device. A device is added to one pool, the first that takes it.
 fn answer(line: &str) -> String {
     let mut words = line.splitn(3, ' ');
     let (verb, timeout, device) = (words.next(), words.next(), words.next());
@@ -157,7 +158,12 @@ fn answer(line: &str) -> String {
     let mut refusal = None;
     for pool in &pools {
         match one(pool, verb, timeout, device, &mut answer) {
-            Ok(()) => refusal = refusal.or(Some(None)),
+            Ok(()) => {
+                refusal = Some(None);
+                if verb == "add" {
+                    break;
+                }
+            }
             Err(error) if !matches!(refusal, Some(None)) => refusal = Some(Some(error)),
             Err(_) => {}
         }
@@ -189,6 +195,10 @@ fn one(pool: &Pool, verb: &str, timeout: Duration, device: &str, answer: &mut St
                 drop(report);
             });
             Ok(())
+        }
+        "add" => {
+            let spec = service::run(|| device.parse::<SlowSpec>().map_err(|error| error.to_string()))?;
+            pool.add_device(&spec).map_err(tell)
         }
         "resume" => pool.resume_device(device).map_err(tell),
         "remove" => pool.remove_device(device).map_err(tell),

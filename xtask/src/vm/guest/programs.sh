@@ -24,6 +24,31 @@ touch /tmp/go
 wait $program
 [ "$(cat /tmp/said)" = whole ] || { echo "the program says $(cat /tmp/said)"; exit 1; }
 
+# A device that the administrator has released and that appears is offered to a running program, and is used when it is added.
+cp -a /etc /tmp/etc
+mount --bind /tmp/etc /etc
+case $slow in *allow-persistent*) $daxtier allow --allow-persistent "$device" ;; *) $daxtier allow "$device" ;; esac
+basename "$device" >/sys/bus/dax/drivers/device_dax/unbind
+rm -f /tmp/ready /tmp/go
+DAXTIER_CONTROL=on $daxtier run --fast 32M --slow emulated:64M -- python3 /tmp/program.py >/tmp/said 2>/tmp/offered &
+program=$!
+until [ -e /tmp/ready ]; do
+    kill -0 $program 2>/dev/null || { cat /tmp/offered; exit 1; }
+    sleep 0.2
+done
+basename "$device" >/sys/bus/dax/drivers/device_dax/bind
+for try in $(seq 100); do grep -q "daxtier add $slow $program" /tmp/offered && break; sleep 0.2; done
+cat /tmp/offered
+offer=$(sed -n 's/.*to use it: daxtier //p' /tmp/offered)
+[ "$offer" = "add $slow $program" ] || { echo "the device was not offered"; exit 1; }
+$daxtier $offer
+$daxtier drain emulated:64M $program
+$daxtier list | grep "pid $program" || { echo "the device that was added is not used"; exit 1; }
+touch /tmp/go
+wait $program
+[ "$(cat /tmp/said)" = whole ] || { echo "the program says $(cat /tmp/said)"; exit 1; }
+$daxtier allow --remove "$device"
+
 # redis, where huge pages are always used, and from a parent that has switched them off for its children.
 command -v redis-server >/dev/null || { echo "skipped: redis is not installed"; exit 0; }
 serve() {
