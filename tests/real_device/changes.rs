@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const SLOT: usize = 2 << 20;
@@ -32,6 +32,8 @@ pub(super) fn play(role: &str, path: &Path) -> bool {
         "pci" => under_removal(path),
         "scrub" => scrub_until_gone(path),
         "small pages" => without_huge_pages(path),
+        "own handler first" => with_own_handler(path, true),
+        "own handler later" => with_own_handler(path, false),
         _ => return false,
     }
     true
@@ -144,6 +146,47 @@ fn without_huge_pages(path: &Path) {
     println!("can use it");
 }
 
+/// Where the program with its own handler is going to fault.
+static LOST: AtomicUsize = AtomicUsize::new(0);
+/// What it ends with when its handler is called for that address.
+const HEARD: i32 = 42;
+
+/// A program that has a handler of its own for SIGBUS, from before the library's or installed over it.
+fn with_own_handler(path: &Path, is_first: bool) {
+    extern "C" fn own(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: the kernel passes it to a handler with SA_SIGINFO, and so must who hands on.
+        let info = unsafe { &*info };
+        // SAFETY: a fault has an address.
+        let addr = unsafe { info.si_addr() }.addr();
+        let code = if addr == LOST.load(Ordering::Relaxed) { HEARD } else { HEARD + 1 };
+        // SAFETY: ends the process, which a handler may do.
+        unsafe { libc::_exit(code) };
+    }
+    let install = || {
+        // SAFETY: all zeroes are a valid structure: no flags, an empty mask.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = own as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO;
+        // SAFETY: the handler does nothing that a handler may not.
+        assert_eq!(unsafe { libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) }, 0);
+    };
+    if is_first {
+        install();
+    }
+    let pool = pool("fast=64M", path);
+    let block = pool.malloc(SLOT, SLOT, slow()).expect("there is room");
+    if !is_first {
+        install();
+        // The library takes its place again when it hands out more memory that may be lost.
+        pool.malloc(SLOT, SLOT, slow()).expect("there is room");
+    }
+    LOST.store(block.as_ptr().addr(), Ordering::Relaxed);
+    drive(path, "unbind");
+    // SAFETY: the block is live; its device is not.
+    let byte = unsafe { block.read_volatile() };
+    println!("read {byte} from a device that is gone");
+}
+
 fn told_by(output: &Output) -> String {
     format!(
         "{}\n{}\n{}",
@@ -162,7 +205,8 @@ fn play_loss(under_test: &UnderTest, role: &str) -> String {
     seen
 }
 
-/// Catches a drain that leaves something on the device, loses stores, or keeps the claims.
+/// Catches a drain that leaves something on the device, loses stores, or keeps the claims (the lock's descriptor too: closing it
+/// gives them back as well).
 #[test]
 fn a_drained_device_is_free_for_others() {
     let Some(under_test) = device() else { return };
@@ -210,7 +254,9 @@ fn a_drained_device_is_free_for_others() {
     pool.close().expect("nothing is left");
 }
 
-/// Catches bytes of a process that was killed, and extents that do not come back from it.
+/// Catches bytes of a process that was killed, and extents that do not come back from it: a scrub left out fails it in its first
+/// rounds. A lock that is not taken fails it only together with the look at what other processes map, which is there for those
+/// without claims.
 #[test]
 fn two_processes_share_the_device_while_one_is_killed_over_and_over() {
     let Some(under_test) = device() else { return };
@@ -253,7 +299,8 @@ fn two_processes_share_the_device_while_one_is_killed_over_and_over() {
     println!("{rounds} rounds");
 }
 
-/// Catches a setting without effect on the kernel's own driver, whose mappings can only be replaced in granules.
+/// Catches a setting without effect on the kernel's own driver, whose mappings can only be replaced in granules: without the
+/// handler, or without what it maps there, the program ends by SIGBUS.
 #[test]
 fn lost_memory_reads_as_zeroes_where_that_is_wanted() {
     let Some(under_test) = device() else { return };
@@ -261,7 +308,8 @@ fn lost_memory_reads_as_zeroes_where_that_is_wanted() {
     assert!(seen.contains("goes on with zeroes") && seen.contains("as on_loss"), "{seen}");
 }
 
-/// Catches a device that is taken for lost because its driver answers with SIGBUS where huge pages are off.
+/// Catches a device that is taken for lost because its driver answers with SIGBUS where huge pages are off: a handler that does not
+/// switch them on again fails it.
 #[test]
 fn a_program_without_huge_pages_can_use_the_device() {
     let Some(under_test) = device() else { return };
@@ -270,7 +318,22 @@ fn a_program_without_huge_pages_can_use_the_device() {
     assert!(ended.status.success() && seen.contains("can use it"), "{seen}");
 }
 
-/// Catches a program that goes on to place memory on a device until it touches it.
+/// Catches a library that keeps the signal to itself: a program's own handler, whenever it was installed, is called with the
+/// address, after the line that says what was lost.
+#[test]
+fn a_handler_of_the_program_is_called_for_what_is_lost() {
+    let Some(under_test) = device() else { return };
+    for role in ["own handler first", "own handler later"] {
+        let ended = under_test.play(role);
+        drive(&under_test.path, "bind");
+        let seen = told_by(&ended);
+        assert_eq!(ended.status.code(), Some(HEARD), "{role}: {seen}");
+        let name = under_test.path.display().to_string();
+        assert!(String::from_utf8_lossy(&ended.stderr).contains(&name), "{role}: {seen}");
+    }
+}
+
+/// Catches a program that goes on to place memory on a device until it touches it: events that are not heard.
 #[test]
 fn a_device_that_goes_is_out_of_use_before_it_is_touched() {
     let Some(under_test) = device() else { return };
@@ -278,7 +341,8 @@ fn a_device_that_goes_is_out_of_use_before_it_is_touched() {
     assert!(seen.contains("was told") && seen.contains("is not there any more"), "{seen}");
 }
 
-/// Catches code of the library that dies, waits for ever or panics when the hardware is pulled out under it. The device does
+/// Catches code of the library that dies, waits for ever or panics when the hardware is pulled out under it: a scrub or a copy that
+/// is not guarded ends by SIGBUS. The device does
 /// not come back, so this runs alone and last.
 #[test]
 fn the_hardware_is_pulled_out_under_load() {

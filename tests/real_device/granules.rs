@@ -94,7 +94,7 @@ fn word_on_device(path: &Path, page: u64, granule_bytes: u64) -> u64 {
 }
 
 /// Catches code that takes 2 MiB for the granule of every device: a part of the device that begins and ends off a multiple of
-/// that, single pages at their places, and blocks that move.
+/// that, single pages at their places (a mapping that leaves the part's start out fails it), and blocks that move.
 #[test]
 fn a_device_of_small_granules_serves_folios_and_blocks() {
     let Some(under_test) = device() else { return };

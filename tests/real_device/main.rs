@@ -287,7 +287,7 @@ fn discovery_tells_what_the_driver_demands() {
     }
 }
 
-/// Catches a claim that hands bytes out before it clears them.
+/// Catches a claim that hands bytes out before it clears them: a scrub left out fails it at the first page.
 #[test]
 fn no_byte_of_a_former_owner_is_handed_out() {
     let Some(under_test) = device() else { return };
@@ -336,7 +336,7 @@ fn a_folio_is_where_its_offset_says() {
     assert_eq!(pgmap.stats().used_bytes, 0);
 }
 
-/// Catches a claim that takes no lock: two processes would hold the same extent.
+/// Catches a claim that takes no lock: two processes would hold the same extent, and nobody would see the other's.
 #[test]
 fn two_processes_share_the_device_by_extents() {
     let Some(under_test) = device() else { return };
@@ -451,7 +451,8 @@ fn an_exhausted_device_is_an_error_and_takes_again_what_is_freed() {
     assert!(matches!(refusal, PoolError::Device(_)), "{refusal}");
 }
 
-/// Catches a library that touches a device which is gone, or goes on to place memory there, and a death without a word.
+/// Catches a library that touches a device which is gone, or goes on to place memory there, and a death without a word: it fails
+/// where the handler is not installed, and where an access of the library's own is not guarded.
 #[test]
 fn a_device_that_is_unbound_fails_what_was_on_it_and_nothing_else() {
     let Some(under_test) = device() else { return };
@@ -478,7 +479,7 @@ fn a_device_that_is_unbound_fails_what_was_on_it_and_nothing_else() {
     drop(under_test.bind().alloc_folio(Order::HUGE, Lifetime::Short).expect("the device is back"));
 }
 
-/// Catches a claimant that clears what another program has there.
+/// Catches a claimant that clears what another program has there, as one does that looks at locks alone.
 #[test]
 fn a_process_that_maps_the_device_without_a_claim_keeps_every_byte() {
     let Some(under_test) = device() else { return };
@@ -498,7 +499,7 @@ fn a_process_that_maps_the_device_without_a_claim_keeps_every_byte() {
     assert!(ended.status.success() && stdout.contains("has what it had"), "{stdout}");
 }
 
-/// Catches damaged memory that is handed out again.
+/// Catches damaged memory that is handed out again: a put that does not look for damage.
 #[test]
 fn what_the_machine_finds_damaged_is_never_handed_out_again() {
     let Some(under_test) = device() else { return };
