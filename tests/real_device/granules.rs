@@ -87,7 +87,9 @@ fn word_on_device(path: &Path, page: u64, granule_bytes: u64) -> u64 {
     };
     assert_ne!(mapped, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
     // SAFETY: the page lies in the granule, which was just mapped.
-    let word = unsafe { addr.add((page * 4096 - start) as usize).cast::<u64>().read_volatile() };
+    let at = unsafe { addr.add((page * 4096 - start) as usize) };
+    // SAFETY: as above; any bytes are a word, and a page is aligned for one.
+    let word = unsafe { at.cast::<u64>().read_volatile() };
     // SAFETY: the room was made above.
     unsafe { libc::munmap(room, 2 * len) };
     word
