@@ -2,7 +2,7 @@
 
 use super::Refusal;
 use super::demote;
-use super::kit::{DemoteWay, Kit, PromoteWay, Ways};
+use super::kit::{DemoteWay, Kit, Means, PromoteWay};
 use super::place::Place;
 use super::promote::{self, MOST_BLOCKED, Pages, Prepared};
 use super::rebind::rebind;
@@ -155,19 +155,18 @@ impl Move {
 }
 
 /// Moves slots, at most [`MOST_MOVES`], all to folios of one tier and in ascending order. Neighbours share what can be
-/// shared. Runs in service; when a fork wants to begin the rest is left for later ([`Told::Waits`]). `ways` is how, and
-/// `stage` the caller's own.
-pub(crate) fn relocate(kit: &'static Kit, ways: Ways, space: &Space, stage: &mut Stage, moves: &mut [Move]) {
+/// shared. Runs in service; when a fork wants to begin the rest is left for later ([`Told::Waits`]). `means` are what with and
+/// how, without which only such slots move as the kernel moves itself; `stage` is the caller's own.
+pub(crate) fn relocate(means: Option<Means>, space: &Space, stage: &mut Stage, moves: &mut [Move]) {
     debug_assert!(crate::sync::service::is_set() && moves.len() <= MOST_MOVES);
     let start = Instant::now();
     let is_cut_short = rebind_all(space, moves);
     let is_down = moves.iter().find_map(Move::target).is_some_and(is_shared);
-    let outcome = if is_cut_short {
-        Ok(())
-    } else if is_down {
-        demote_all(kit, ways.demote, space, stage, moves)
-    } else {
-        promote_all(kit, ways.promote, space, stage, moves)
+    let outcome = match means {
+        _ if is_cut_short => Ok(()),
+        Some(Means { kit, ways }) if is_down => demote_all(kit, ways.demote, space, stage, moves),
+        Some(Means { kit, ways }) => promote_all(kit, ways.promote, space, stage, moves),
+        None => Err(Refusal::Kind),
     };
     if let Err(refusal) = outcome {
         moves.iter_mut().for_each(|a_move| a_move.refuse(refusal.clone()));

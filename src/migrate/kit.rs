@@ -27,6 +27,13 @@ pub(crate) struct Ways {
     pub(crate) promote: PromoteWay,
 }
 
+/// What slots are moved with, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Means {
+    pub(crate) kit: &'static Kit,
+    pub(crate) ways: Ways,
+}
+
 /// How a slot is demoted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DemoteWay {

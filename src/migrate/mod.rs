@@ -31,7 +31,8 @@
 //! | swap | mremap the alias over the slot | the same | UFFDIO_MOVE the stage's pages in | mremap the stage over the slot |
 //! | release | UFFDIO_WAKE | the same | UNREGISTER, UFFDIO_WAKE | UFFDIO_WAKE |
 //!
-//! Between two kinds of private memory, DRAM and a NUMA node's, the kernel moves pages itself ([`rebind`]).
+//! Between two kinds of private memory, DRAM and a NUMA node's, the kernel moves pages itself ([`rebind`]), which takes no
+//! [`Kit`] and so no privilege.
 //!
 //! The *alias* is a second mapping of the device's range, the *stage* private memory, the *blank* an empty private
 //! mapping that is registered with the userfaultfd.
@@ -95,8 +96,8 @@ pub(crate) use batch::{MOST_MOVES, Move, Told, relocate};
 pub(crate) use batch::{Relocated, Times};
 #[cfg(test)]
 #[cfg(not(loom))]
-pub(crate) use kit::PromoteWay;
-pub(crate) use kit::{DemoteWay, Kit, Ways, read_events};
+pub(crate) use kit::{PromoteWay, Ways};
+pub(crate) use kit::{DemoteWay, Kit, Means, read_events};
 pub(crate) use stage::Stage;
 
 use crate::error::SysError;

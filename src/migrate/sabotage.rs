@@ -6,6 +6,8 @@ use std::ops::Range;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// What is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,9 +16,43 @@ pub(crate) enum Defect {
     NoBlock,
     /// A promotion does not map a blank.
     NoBlank,
+    /// The mover waits between block and copy until a user of the slot has gone on, or long enough.
+    Waits(&'static Wait),
     /// The device, an emulated one with this descriptor, goes after the slot was blocked.
     DeviceGoes(RawFd),
 }
+
+/// A user of a slot, and what the mover saw it do.
+#[derive(Debug, Default)]
+pub(crate) struct Wait {
+    /// How often the user used the slot.
+    pub(crate) uses: AtomicU64,
+    /// How often it did while the slot was blocked.
+    pub(crate) uses_in_window: AtomicU64,
+    /// How long the mover waits at most.
+    pub(crate) limit_ms: AtomicU64,
+}
+
+impl Wait {
+    fn wait(&self) {
+        const ENOUGH: u64 = 1000;
+        let (start, before) = (Instant::now(), self.uses.load(Ordering::Relaxed));
+        let gone_on = || self.uses.load(Ordering::Relaxed) - before;
+        let limit = Duration::from_millis(self.limit_ms.load(Ordering::Relaxed));
+        while gone_on() < ENOUGH && start.elapsed() < limit {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.uses_in_window.store(gone_on(), Ordering::Relaxed);
+    }
+}
+
+impl PartialEq for Wait {
+    fn eq(&self, other: &Wait) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Eq for Wait {}
 
 static SABOTAGED: Mutex<Vec<(Range<usize>, Defect)>> = Mutex::new(Vec::new());
 
@@ -45,14 +81,16 @@ pub(super) fn skips_blank(slot: NonNull<u8>) -> bool {
 
 /// Called when the slot is blocked and about to be copied.
 pub(super) fn before_copy(slot: NonNull<u8>) {
-    let device = defects(slot).into_iter().find_map(|defect| match defect {
-        Defect::DeviceGoes(device) => Some(device),
-        _ => None,
-    });
-    if let Some(device) = device {
-        // SAFETY: the device is open as long as the test's bench is.
-        let device = unsafe { BorrowedFd::borrow_raw(device) };
-        File::from(device.try_clone_to_owned().unwrap()).set_len(0).unwrap();
+    for defect in defects(slot) {
+        match defect {
+            Defect::DeviceGoes(device) => {
+                // SAFETY: the device is open as long as the test's bench is.
+                let device = unsafe { BorrowedFd::borrow_raw(device) };
+                File::from(device.try_clone_to_owned().unwrap()).set_len(0).unwrap();
+            }
+            Defect::Waits(wait) => wait.wait(),
+            Defect::NoBlock | Defect::NoBlank => {}
+        }
     }
 }
 

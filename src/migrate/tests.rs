@@ -1,6 +1,6 @@
 mod batches;
 
-use super::sabotage::Defect;
+use super::sabotage::{Defect, Wait};
 use super::*;
 use crate::device::{Device, Dram, Emulated};
 use crate::folio::RawFolio;
@@ -9,6 +9,7 @@ use crate::pgmap::{Pgmap, PgmapOptions, PgmapState};
 use crate::space::{self, Mapping, SLICE_BYTES, SlotSource, Space, space};
 use crate::sync::service;
 use crate::sys::bus_error::{self, BusError};
+use crate::sys::testing::runs_in_own_process;
 use crate::units::{Order, PAGE_SIZE};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -130,7 +131,7 @@ impl Bench {
                     Move::new(index, expected, to.alloc_folio(Order::HUGE, Lifetime::Movable).unwrap())
                 })
                 .collect();
-            relocate(kit, ways, self.space, stage, &mut moves);
+            relocate(Some(Means { kit, ways }), self.space, stage, &mut moves);
             let tell = |a_move: &mut Move| match a_move.tell() {
                 Told::Moved(done) => {
                     let (old, mapping) = done.old.unwrap();
@@ -180,7 +181,7 @@ fn relocate_one(
     service::run(|| {
         let target = to.alloc_folio(Order::HUGE, Lifetime::Movable).unwrap();
         let mut moves = [Move::new(index, expected, target)];
-        relocate(kit, ways, space, &mut Stage::new(), &mut moves);
+        relocate(Some(Means { kit, ways }), space, &mut Stage::new(), &mut moves);
         match moves[0].tell() {
             Told::Moved(done) => {
                 let (old, mapping) = done.old.unwrap();
@@ -297,6 +298,65 @@ fn stores_go_on_through_moves_and_none_is_lost() {
         let found: u64 = (0..512).map(|page| bench.word(page).load(Ordering::Relaxed)).sum();
         assert_eq!(found, added, "{ways:?}");
     }
+}
+
+/// Uses a slot all the time while it is demoted; returns how often it was used between block and copy.
+fn uses_in_window(kit: &'static Kit, demote: DemoteWay, limit_ms: u64, use_it: fn(&AtomicU64)) -> u64 {
+    let (bench, stop) = (Bench::new(), Stop(AtomicBool::new(false)));
+    let wait: &'static Wait = Box::leak(Box::default());
+    wait.limit_ms.store(limit_ms, Ordering::Relaxed);
+    bench.word(3).store(1, Ordering::Relaxed);
+    let addr = bench.addr().addr();
+    let _waits = sabotage::sabotage(addr..addr + SLOT_BYTES, Defect::Waits(wait));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.is_set() {
+                use_it(bench.word(3));
+                wait.uses.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let _guard = stop.guard();
+        while wait.uses.load(Ordering::Relaxed) == 0 {
+            std::thread::yield_now();
+        }
+        // The first that is not put off by another test's fork.
+        let ways = Ways { demote, ..kit.best() };
+        while let Err(refusal) = bench.relocate(kit, ways, &bench.slow) {
+            assert_eq!(refusal, Refusal::Forked);
+        }
+    });
+    wait.uses_in_window.load(Ordering::Relaxed)
+}
+
+#[test]
+fn readers_go_on_in_a_slot_that_is_write_protected_and_in_no_other() {
+    const MODULE: &str = "migrate::tests::readers_go_on_in_a_slot_that_is_write_protected_and_in_no_other";
+    if runs_in_own_process(MODULE) {
+        return;
+    }
+    let Some(kit) = kit() else { return };
+    let read = |word: &AtomicU64| _ = word.load(Ordering::Relaxed);
+    let store = |word: &AtomicU64| _ = word.fetch_add(1, Ordering::Relaxed);
+    assert!(uses_in_window(kit, DemoteWay::Protect, 20_000, read) >= 1000, "readers wait");
+    // The access that the block came between with its count may still end.
+    assert!(uses_in_window(kit, DemoteWay::Protect, 200, store) <= 1, "a store went on");
+    if kit.best().demote == DemoteWay::MoveOut {
+        assert!(uses_in_window(kit, DemoteWay::MoveOut, 200, read) <= 1, "a read went on");
+    }
+}
+
+#[test]
+fn without_means_no_slot_moves_that_would_have_to_be_blocked() {
+    let bench = Bench::new();
+    bench.word(7).store(7, Ordering::Relaxed);
+    service::run(|| {
+        let expected = bench.space.slot(bench.index).lock().folio.unwrap();
+        let target = bench.slow.alloc_folio(Order::HUGE, Lifetime::Movable).unwrap();
+        let mut moves = [Move::new(bench.index, expected, target)];
+        relocate(None, bench.space, &mut Stage::new(), &mut moves);
+        assert!(matches!(moves[0].tell(), Told::Refused(Refusal::Kind)));
+    });
+    assert_eq!((bench.used(), bench.word(7).load(Ordering::Relaxed)), ((1, 0), 7));
 }
 
 #[test]

@@ -3,7 +3,6 @@
 //! Each runs in a process of its own: another test's fork would cut a batch short.
 
 use super::*;
-use crate::sys::testing::runs_in_own_process;
 
 const MODULE: &str = "migrate::tests::batches";
 

@@ -316,7 +316,7 @@ pub enum ValueError {
         text: String,
     },
     /// Something behind a comma that is not an option of `migrate`.
-    #[error("{text:?} is not an option: write workers=N or cpus=LIST, such as on,workers=2,cpus=0-3,8")]
+    #[error("{text:?} is not an option: write workers=N, cpus=LIST or demote=WAY, such as on,workers=2,cpus=0-3,8")]
     UnknownWorkersOption {
         /// What was read.
         text: String,
@@ -336,6 +336,12 @@ pub enum ValueError {
     /// Not processors.
     #[error("{text:?} are no processors: write numbers up to {}, such as 0-3,8", Workers::LAST_CPU)]
     NotCpus {
+        /// What was read.
+        text: String,
+    },
+    /// No way for memory to leave DRAM.
+    #[error("{text:?} is not a way: write demote=pin-safe or demote=protect")]
+    NotADemotion {
         /// What was read.
         text: String,
     },

@@ -1,7 +1,7 @@
 //! The setting `migrate`: whether memory moves between the tiers, and by which threads.
 //!
-//! `off`, or `on[,workers=N][,cpus=LIST]`, where `LIST` is written as the kernel writes it (`0-3,8`): what begins with a
-//! digit behind a comma goes on with it.
+//! `off`, or `on[,workers=N][,cpus=LIST][,demote=WAY]`, where `LIST` is written as the kernel writes it (`0-3,8`): what begins
+//! with a digit behind a comma goes on with it. `WAY` is `pin-safe` or `protect`.
 
 use super::error::{ValueError, cut};
 use std::fmt;
@@ -23,16 +23,45 @@ impl Default for Migrate {
     }
 }
 
-/// The threads that move memory.
+/// The threads that move memory, and how.
+///
+/// The threads are the process's: the first pool that moves memory decides how many there are, and where they run. How memory
+/// leaves DRAM is each pool's own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Workers {
     count: u8,
     cpus: Vec<RangeInclusive<u16>>,
+    demotion: Demotion,
+}
+
+/// How memory leaves DRAM for a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Demotion {
+    /// Its pages are taken out first (from Linux 6.8 on): the kernel refuses those that are pinned for I/O, and who reads
+    /// or stores waits.
+    #[default]
+    PinSafe,
+    /// It is write-protected while it is copied: who reads goes on, who stores waits. The kernel does not say what is pinned, so
+    /// this is done as long as the program was not seen with a descriptor that pins memory, and what is pinned otherwise
+    /// has to be named ([`Pool::pin`](crate::Pool::pin)).
+    Protect,
+}
+
+impl Demotion {
+    const ALL: [Demotion; 2] = [Demotion::PinSafe, Demotion::Protect];
+
+    /// Returns the word in configurations.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Demotion::PinSafe => "pin-safe",
+            Demotion::Protect => "protect",
+        }
+    }
 }
 
 impl Default for Workers {
     fn default() -> Workers {
-        Workers { count: 1, cpus: Vec::new() }
+        Workers { count: 1, cpus: Vec::new(), demotion: Demotion::PinSafe }
     }
 }
 
@@ -48,8 +77,19 @@ impl Workers {
     /// [`ValueError`] when the count is not from 1 to [`MOST`](Workers::MOST), or a range is empty or goes beyond
     /// [`LAST_CPU`](Workers::LAST_CPU).
     pub fn new(count: u8, cpus: Vec<RangeInclusive<u16>>) -> Result<Workers, ValueError> {
-        let workers = Workers { count, cpus };
+        let workers = Workers { count, cpus, demotion: Demotion::PinSafe };
         workers.check().map(|()| workers)
+    }
+
+    /// Changes how memory leaves DRAM.
+    #[must_use]
+    pub fn demoting(self, demotion: Demotion) -> Workers {
+        Workers { demotion, ..self }
+    }
+
+    /// Returns how memory leaves DRAM.
+    pub fn demotion(&self) -> Demotion {
+        self.demotion
     }
 
     /// Returns how many threads there are.
@@ -74,7 +114,7 @@ impl Workers {
 
     fn from_parts<'a>(parts: impl Iterator<Item = &'a str>) -> Result<Workers, ValueError> {
         let mut workers = Workers::default();
-        let (mut has_count, mut is_in_cpus) = (false, false);
+        let (mut has_count, mut is_in_cpus, mut has_way) = (false, false, false);
         for part in parts {
             let value = match part.split_once('=') {
                 Some(("workers", _)) if has_count => {
@@ -84,6 +124,13 @@ impl Workers {
                     (has_count, is_in_cpus) = (true, false);
                     let count = plain_number(value).and_then(|count| u8::try_from(count).ok());
                     workers.count = count.ok_or_else(|| ValueError::NotAWorkerCount { text: cut(value) })?;
+                    continue;
+                }
+                Some(("demote", _)) if has_way => return Err(ValueError::WorkersTwice { option: "demote" }),
+                Some(("demote", value)) => {
+                    (has_way, is_in_cpus) = (true, false);
+                    let way = Demotion::ALL.into_iter().find(|way| way.as_str() == value);
+                    workers.demotion = way.ok_or_else(|| ValueError::NotADemotion { text: cut(value) })?;
                     continue;
                 }
                 Some(("cpus", _)) if !workers.cpus.is_empty() => {
@@ -148,6 +195,9 @@ impl fmt::Display for Migrate {
         for (at, range) in workers.cpus.iter().enumerate() {
             write!(f, "{}{}", if at == 0 { ",cpus=" } else { "," }, Cpus(range))?;
         }
+        if workers.demotion != Demotion::default() {
+            write!(f, ",demote={}", workers.demotion.as_str())?;
+        }
         Ok(())
     }
 }
@@ -182,6 +232,10 @@ mod tests {
         }
         let turned: Migrate = "on, cpus=1,2 ,workers=3".parse().unwrap();
         assert_eq!(turned.to_string(), "on,workers=3,cpus=1,2");
+        let protecting: Migrate = "on,demote=protect,cpus=0,workers=2".parse().unwrap();
+        assert_eq!(protecting.to_string(), "on,workers=2,cpus=0,demote=protect");
+        let safe: Migrate = "on,demote=pin-safe".parse().unwrap();
+        assert_eq!((safe.to_string().as_str(), &safe), ("on", &Migrate::default()));
         assert_eq!("off".parse(), Ok(Migrate::Off));
     }
 
@@ -204,8 +258,11 @@ mod tests {
                 "{option}"
             );
         }
-        for option in ["workers", "cpus"] {
-            let text = format!("on,{option}=1,{option}=1");
+        for way in ["", "safe", "Protect", "1"] {
+            assert_eq!(refused(&format!("on,demote={way}")), ValueError::NotADemotion { text: way.into() });
+        }
+        for (option, value) in [("workers", "1"), ("cpus", "1"), ("demote", "protect")] {
+            let text = format!("on,{option}={value},{option}={value}");
             assert_eq!(refused(&text), ValueError::WorkersTwice { option });
         }
         assert!(Workers::new(0, vec![]).is_err() && Workers::new(1, vec![0..=2000]).is_err());

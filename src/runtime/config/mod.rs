@@ -30,7 +30,7 @@ pub use effective::{Effective, Origin};
 pub use error::{ConfigError, EXIT_CONFIG, ValueError};
 pub use key::{CONF, INTERNAL_PREFIX, Key, PREFIX, RUN_PID, VARIABLES};
 pub use memory::{AvailableMemory, CgroupLimit, CommitLimit};
-pub use migrate::{Migrate, Workers};
+pub use migrate::{Demotion, Migrate, Workers};
 pub use value::{FastSize, MIN_TIER_BYTES, SLOT_BYTES, SlowSpec, StatsTarget};
 
 use crate::policy::Policy;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::policy::Policy;
 use crate::runtime::config::{Config, Key};
-use crate::runtime::config::{Control, Migrate, OnError, OnLoss, Workers};
+use crate::runtime::config::{Control, Demotion, Migrate, OnError, OnLoss, Workers};
 use proptest::prelude::*;
 
 const M: u64 = 1 << 20;
@@ -181,7 +181,9 @@ fn config() -> impl Strategy<Value = Config> {
     let on_error = prop_oneof![Just(OnError::Stop), Just(OnError::Passthrough)];
     let cpus =
         proptest::collection::vec((0u16..1000, 0u16..20).prop_map(|(cpu, more)| cpu..=cpu + more), 0..3);
-    let workers = (1..=Workers::MOST, cpus).prop_map(|(count, cpus)| Workers::new(count, cpus).unwrap());
+    let way = prop_oneof![Just(Demotion::PinSafe), Just(Demotion::Protect)];
+    let workers = (1..=Workers::MOST, cpus, way)
+        .prop_map(|(count, cpus, way)| Workers::new(count, cpus).unwrap().demoting(way));
     let migrate = prop_oneof![workers.prop_map(Migrate::On), Just(Migrate::Off)];
     let on_loss = prop_oneof![Just(OnLoss::Sigbus), Just(OnLoss::ZeroFill)];
     let control = prop_oneof![Just(Control::Auto), Just(Control::On), Just(Control::Off)];

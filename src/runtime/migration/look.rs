@@ -1,6 +1,6 @@
 //! What a worker knows of the process: whether memory may be pinned, and how many more mappings there may be.
 
-use super::give_up;
+use super::{CREW, give_up};
 use crate::sys::{descriptors, pinners};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -20,13 +20,11 @@ pub(super) struct Look {
     pub(super) may_pin: bool,
     /// How many more mappings there may be.
     room: usize,
-    /// How many workers share them.
-    nr_workers: usize,
 }
 
 impl Look {
-    pub(super) fn new(nr_workers: usize) -> Look {
-        Look { seen: None, may_pin: false, room: 0, nr_workers }
+    pub(super) fn new() -> Look {
+        Look { seen: None, may_pin: false, room: 0 }
     }
 
     pub(super) fn refresh(&mut self) {
@@ -43,7 +41,8 @@ impl Look {
         // Where it can't be counted the kernel's own refusal has to do, which leaves everything in place.
         let room = pinners::mappings()
             .map_or(usize::MAX, |(count, limit)| limit.saturating_sub(count + MARGIN.min(limit / 8)));
-        self.room = room / self.nr_workers;
+        // All workers share them.
+        self.room = room / CREW.load(Ordering::Relaxed).max(1) as usize;
         self.seen = Some(Instant::now());
     }
 

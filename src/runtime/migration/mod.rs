@@ -2,7 +2,9 @@
 //!
 //! One engine serves the process. It starts at the first request: a reader of the userfaultfd, without which a
 //! promotion would not end, and workers, as many and on such processors as the configuration of the pool says whose request
-//! that is. A [`Request`] is a range of slots and a tier; a worker takes a batch of them ([`queue`]), looks at what stands in
+//! that is; later pools have no say. Where all of a pool's memory is private (DRAM and NUMA nodes) the kernel moves it, no
+//! userfaultfd is asked for, and so no privilege: workers start without a kit, for such requests only. If a pool that
+//! needs the kit comes later, workers that have it join them and take every request. A [`Request`] is a range of slots and a tier; a worker takes a batch of them ([`queue`]), looks at what stands in
 //! its way ([`look`]), takes folios in the tier, and lets [`migrate::relocate`] do the rest ([`worker`]). There is no policy
 //! here: nothing moves that nobody asked for. Uses `migrate`, `space` and the pools' tiers; used by the pool.
 //!
@@ -78,7 +80,10 @@ pub(super) enum Unavailable {
 struct State {
     /// The process that this is the state of; 0 before the first request.
     pid: u32,
+    /// What the workers have that can block slots; `None` as long as there are none.
     kit: Option<&'static Kit>,
+    /// Whether there are workers without a kit.
+    has_kitless: bool,
     queue: Queue,
     quarantine: Quarantine,
     /// When what was moved is paid for.
@@ -88,6 +93,7 @@ struct State {
 static STATE: StaticMutex<State> = StaticMutex::new(State {
     pid: 0,
     kit: None,
+    has_kitless: false,
     queue: Queue::new(),
     quarantine: Quarantine::new(),
     paced: None,
@@ -95,7 +101,7 @@ static STATE: StaticMutex<State> = StaticMutex::new(State {
 /// Changes with everything that a worker may wait for. Release there, Acquire in the worker: who sees the change finds what
 /// came with it.
 static WORK: AtomicU32 = AtomicU32::new(0);
-/// How many workers there are. Relaxed: written before they start.
+/// How many workers there are. Relaxed: a hint.
 static CREW: AtomicU32 = AtomicU32::new(0);
 /// How long the last move took, in nanoseconds: blocked, and in all. Relaxed: for measurements.
 static LAST_NS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
@@ -125,53 +131,90 @@ pub(super) fn last_times() -> (Duration, Duration) {
 }
 
 /// Queues a request, starting the engine with `workers` if need be. Runs in service.
-pub(super) fn submit(request: Arc<Request>, workers: &Workers) -> Result<(), Unavailable> {
-    let is_short = request.is_short();
+pub(super) fn submit(mut request: Request, workers: &Workers) -> Result<Ticket, Unavailable> {
+    request.demotion = workers.demotion();
+    let request = Arc::new(request);
     let mut state = STATE.lock();
-    start(&mut state, workers)?;
-    if !state.queue.push(request) {
+    begin_anew_in_child(&mut state);
+    if request.needs_kit() {
+        start_with_kit(&mut state, workers)?;
+    } else {
+        start_without_kit(&mut state, workers)?;
+    }
+    if !state.queue.push(Arc::clone(&request)) {
         return Err(Unavailable::Busy);
     }
+    // Of two kinds of workers the one that is woken might not be able to do it.
+    let is_for_one = request.is_short() && !(state.has_kitless && state.kit.is_some());
     drop(state);
-    tell_workers(if is_short { 1 } else { i32::MAX });
-    Ok(())
+    tell_workers(if is_for_one { 1 } else { i32::MAX });
+    Ok(Ticket::new(request))
 }
 
-/// Opens the descriptors and starts the threads, once a process.
-fn start(state: &mut State, workers: &Workers) -> Result<(), Unavailable> {
+/// Forgets what was the parent's, and so the first request of any process finds nothing.
+fn begin_anew_in_child(state: &mut State) {
     let pid = std::process::id();
-    if state.pid == pid && state.kit.is_some() {
-        return Ok(());
+    if state.pid == pid {
+        return;
     }
     // The parent's requests and folios are the parent's, and dropping them would touch what is not ours.
     std::mem::forget(std::mem::replace(&mut state.queue, Queue::new()));
     std::mem::forget(std::mem::replace(&mut state.quarantine, Quarantine::new()));
+    state.queue.reserve();
     state.paced = None;
+    state.has_kitless = false;
     if let Some(parents) = state.kit.take() {
         parents.descriptors().into_iter().for_each(Own::close);
+    }
+    HAS_GIVEN_UP.store(false, Ordering::Relaxed);
+    CREW.store(0, Ordering::Relaxed);
+    state.pid = pid;
+}
+
+/// Opens the userfaultfds and starts the threads that use them, once a process.
+fn start_with_kit(state: &mut State, workers: &Workers) -> Result<(), Unavailable> {
+    if state.kit.is_some() {
+        return Ok(());
     }
     let kit = leak(Kit::open().map_err(Unavailable::Userfaultfd)?).map_err(Unavailable::Userfaultfd)?;
     if let Err(refusal) = start_threads(kit, workers) {
         kit.descriptors().into_iter().for_each(Own::close);
         return Err(Unavailable::Thread(refusal));
     }
-    HAS_GIVEN_UP.store(false, Ordering::Relaxed);
-    state.queue.reserve();
     state.kit = Some(kit);
-    state.pid = pid;
     Ok(())
+}
+
+/// Starts workers for what the kernel moves itself, unless there are any.
+fn start_without_kit(state: &mut State, workers: &Workers) -> Result<(), Unavailable> {
+    if state.kit.is_some() || state.has_kitless {
+        return Ok(());
+    }
+    let cpus = cpus_of(workers);
+    for _ in 0..workers.count() {
+        thread::spawn_own(work, 0, Urgency::WaitedFor, cpus.as_ref()).map_err(Unavailable::Thread)?;
+        CREW.fetch_add(1, Ordering::Relaxed);
+        // Now, for the next may be refused.
+        state.has_kitless = true;
+    }
+    Ok(())
+}
+
+/// The processors that workers are to run on; `None` for any.
+fn cpus_of(workers: &Workers) -> Option<CpuSet> {
+    workers.cpus().next().map(|_| CpuSet::new(workers.cpus()))
 }
 
 /// Starts the threads and waits until they have the kit's descriptors, each in a table of its own if it can be.
 fn start_threads(kit: &'static Kit, workers: &Workers) -> Result<(), SysError> {
     SET_UPS.store(0, Ordering::Relaxed);
-    CREW.store(workers.count().into(), Ordering::Relaxed);
     let nr_threads = 1 + u32::from(workers.count());
     let kit_addr = std::ptr::from_ref(kit).expose_provenance();
-    let cpus = workers.cpus().next().map(|_| CpuSet::new(workers.cpus()));
+    let cpus = cpus_of(workers);
     for _ in 1..nr_threads {
         thread::spawn_own(work, kit_addr, Urgency::WaitedFor, cpus.as_ref())?;
     }
+    CREW.fetch_add(workers.count().into(), Ordering::Relaxed);
     thread::spawn_own(read, kit_addr, Urgency::WaitedFor, None)?;
     let mut seen = SET_UPS.load(Ordering::Acquire);
     while seen % IN_OWN_TABLE < nr_threads * SET_UP {
@@ -222,28 +265,26 @@ fn leak(kit: Kit) -> Result<&'static Kit, SysError> {
 
 /// The reader's thread.
 extern "C" fn read(kit: usize) {
-    let kit = kit_of(kit);
-    if set_up(kit) {
+    if let Some(kit) = kit_of(kit).filter(|kit| set_up(kit)) {
         migrate::read_events(kit);
     }
 }
 
-/// A worker's thread.
+/// A worker's thread. It has a kit or, where it was started with 0, none.
 extern "C" fn work(kit: usize) {
     let kit = kit_of(kit);
-    let nr_workers = CREW.load(Ordering::Relaxed) as usize;
-    if set_up(kit) {
-        Worker::new(kit, nr_workers).run();
+    if kit.is_none_or(set_up) {
+        Worker::new(kit).run();
     }
 }
 
-fn kit_of(kit: usize) -> &'static Kit {
-    // SAFETY: `start` passed the address of a leaked kit.
-    unsafe { &*std::ptr::with_exposed_provenance::<Kit>(kit) }
+fn kit_of(kit: usize) -> Option<&'static Kit> {
+    // SAFETY: who started the thread passed the address of a leaked kit, or 0.
+    unsafe { std::ptr::with_exposed_provenance::<Kit>(kit).as_ref() }
 }
 
 /// Takes a batch out of the queue, or says when there may be one again. Runs in service.
-fn next_batch() -> Result<Batch, Option<Duration>> {
+fn next_batch(has_kit: bool) -> Result<Batch, Option<Duration>> {
     let mut state = STATE.lock();
     let budget = BUDGET.load(Ordering::Relaxed);
     let now = Instant::now();
@@ -255,7 +296,7 @@ fn next_batch() -> Result<Batch, Option<Duration>> {
     }
     // A hundredth of a second's worth, so that a small budget is not spent in bursts.
     let most = if budget == 0 { MOST_MOVES } else { (budget / 100) as usize / SLOT_BYTES };
-    state.queue.take(most).ok_or(None)
+    state.queue.take(most, has_kit).ok_or(None)
 }
 
 /// Takes note of a batch that was worked off as far as it could be: of the budget, and for workers that wait for the end of

@@ -50,11 +50,13 @@ impl Queue {
         has_room
     }
 
-    /// Hands out the next batch, of at most `most` slots, if there is one that may be begun.
-    pub(super) fn take(&mut self, most: usize) -> Option<Batch> {
+    /// Hands out the next batch, of at most `most` slots, if there is one that may be begun: to a worker without a kit only
+    /// of a request that needs none.
+    pub(super) fn take(&mut self, most: usize, has_kit: bool) -> Option<Batch> {
         self.drop_done();
         for (at, request) in self.requests.iter().enumerate() {
-            let is_free = !self.requests.range(..at).any(|earlier| earlier.overlaps(request));
+            let can = has_kit || !request.needs_kit();
+            let is_free = can && !self.requests.range(..at).any(|earlier| earlier.overlaps(request));
             if is_free && let Some(slots) = request.take(most.clamp(1, MOST_MOVES)) {
                 return Some(Batch { request: Arc::clone(request), slots, is_done: [false; MOST_MOVES] });
             }
@@ -72,7 +74,7 @@ impl Queue {
 mod tests {
     use super::super::stats::Outcome;
     use super::*;
-    use crate::device::Dram;
+    use crate::device::{Dram, Emulated};
     use crate::pgmap::{Pgmap, PgmapOptions};
     use crate::runtime::publish::StatsPage;
     use crate::runtime::source::Tiers;
@@ -80,12 +82,24 @@ mod tests {
     use proptest::prelude::*;
     use std::sync::OnceLock;
 
+    /// A request of a pool that has an emulated device.
+    fn request_with_device(slots: Range<usize>) -> Arc<Request> {
+        let device = Arc::new(Emulated::new(8 << 20, Emulated::DEFAULT_ALIGN_BYTES).unwrap());
+        let pgmap = Pgmap::bind(device, PgmapOptions::default()).unwrap();
+        let tiers = vec![Tier::new("fast", vec![dram()], 0), Tier::new("slow", vec![pgmap], 1)];
+        let tiers = Tiers::open(tiers, StatsPage::create().unwrap()).unwrap();
+        Arc::new(Request::new(tiers, 0, slots))
+    }
+
+    fn dram() -> Pgmap {
+        let dram = Arc::new(Dram::new(8 << 20, None).unwrap());
+        Pgmap::bind(dram, PgmapOptions::default()).unwrap()
+    }
+
     fn request(slots: Range<usize>) -> Arc<Request> {
         static TIERS: OnceLock<Arc<Tiers>> = OnceLock::new();
         let tiers = TIERS.get_or_init(|| {
-            let dram = Arc::new(Dram::new(8 << 20, None).unwrap());
-            let pgmap = Pgmap::bind(dram, PgmapOptions::default()).unwrap();
-            Tiers::open(vec![Tier::new("fast", vec![pgmap], 0)], StatsPage::create().unwrap()).unwrap()
+            Tiers::open(vec![Tier::new("fast", vec![dram()], 0)], StatsPage::create().unwrap()).unwrap()
         });
         Arc::new(Request::new(Arc::clone(tiers), 0, slots))
     }
@@ -98,12 +112,12 @@ mod tests {
     fn neighbours_come_together_and_each_slot_once() {
         let mut queue = Queue::new();
         queue.push(request(100..140));
-        let batches: Vec<Batch> = std::iter::from_fn(|| queue.take(MOST_MOVES)).collect();
+        let batches: Vec<Batch> = std::iter::from_fn(|| queue.take(MOST_MOVES, true)).collect();
         let slots: Vec<Range<usize>> = batches.iter().map(|batch| batch.slots.clone()).collect();
         assert_eq!(slots, [100..116, 116..132, 132..140]);
         assert!(!batches[0].request.is_done());
         batches.iter().for_each(finish);
-        assert!(batches[0].request.is_done() && queue.take(1).is_none());
+        assert!(batches[0].request.is_done() && queue.take(1, true).is_none());
         assert!(queue.requests.is_empty());
     }
 
@@ -113,14 +127,29 @@ mod tests {
         for slots in [0..4, 3..6, 10..12, 11..12] {
             assert!(queue.push(request(slots)));
         }
-        let first = queue.take(8).unwrap();
-        let third = queue.take(8).unwrap();
+        let first = queue.take(8, true).unwrap();
+        let third = queue.take(8, true).unwrap();
         assert_eq!((first.slots.clone(), third.slots.clone()), (0..4, 10..12));
-        assert!(queue.take(8).is_none());
+        assert!(queue.take(8, true).is_none());
         finish(&third);
-        assert_eq!(queue.take(8).map(|batch| batch.slots), Some(11..12));
+        assert_eq!(queue.take(8, true).map(|batch| batch.slots), Some(11..12));
         finish(&first);
-        assert_eq!(queue.take(8).map(|batch| batch.slots), Some(3..6));
+        assert_eq!(queue.take(8, true).map(|batch| batch.slots), Some(3..6));
+    }
+
+    #[test]
+    fn a_worker_without_a_kit_gets_what_needs_none_and_nothing_before_its_turn() {
+        let mut queue = Queue::new();
+        assert!(queue.push(request_with_device(0..4)));
+        for slots in [2..6, 8..9] {
+            assert!(queue.push(request(slots)));
+        }
+        assert_eq!(queue.take(8, false).map(|batch| batch.slots), Some(8..9));
+        assert!(queue.take(8, false).is_none());
+        let first = queue.take(8, true).unwrap();
+        assert_eq!(first.slots, 0..4);
+        finish(&first);
+        assert_eq!(queue.take(8, false).map(|batch| batch.slots), Some(2..6));
     }
 
     #[test]
@@ -128,7 +157,7 @@ mod tests {
         let mut queue = Queue::new();
         assert!((0..MOST_REQUESTS).all(|slot| queue.push(request(slot..slot + 1))));
         assert!(!queue.push(request(1000..1001)));
-        finish(&queue.take(1).unwrap());
+        finish(&queue.take(1, true).unwrap());
         assert!(queue.push(request(1000..1001)));
     }
 
@@ -148,7 +177,7 @@ mod tests {
             for (worker, most) in turns {
                 match working[worker].take() {
                     Some(batch) => finish(&batch),
-                    None => working[worker] = queue.take(most),
+                    None => working[worker] = queue.take(most, true),
                 }
                 if let Some(batch) = &working[worker] {
                     let others = working.iter().enumerate().filter(|&(other, _)| other != worker);

@@ -1,9 +1,12 @@
 //! A request: slots to move, how far it has come, and whoever waits for it.
 
+use super::super::config::Demotion;
 use super::super::source::Tiers;
 use super::stats::{self, MigrationCounts, Outcome};
 use crate::counters::NR_OUTCOMES;
 use crate::migrate::MOST_MOVES;
+use crate::pgmap::Pgmap;
+use crate::space::Mapping;
 use crate::sys::futex;
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,6 +20,9 @@ pub(crate) struct Request {
     pub(super) to: usize,
     /// The pgmap that slots must lie on to be moved; any without.
     pub(super) only: Option<u16>,
+    needs_kit: bool,
+    /// How slots leave DRAM.
+    pub(super) demotion: Demotion,
     slots: Range<usize>,
     /// The next slot that is handed out. Relaxed: the engine's lock is held.
     next: AtomicUsize,
@@ -31,10 +37,14 @@ pub(crate) struct Request {
 
 impl Request {
     pub(in super::super) fn new(tiers: Arc<Tiers>, to: usize, slots: Range<usize>) -> Request {
+        let is_shared = |pgmap: &Pgmap| Mapping::of(pgmap.device().kind()) == Mapping::Shared;
+        let needs_kit = tiers.as_slice().iter().any(|tier| tier.pgmaps().iter().any(is_shared));
         Request {
             tiers,
             to,
             only: None,
+            needs_kit,
+            demotion: Demotion::PinSafe,
             next: AtomicUsize::new(slots.start),
             left: AtomicUsize::new(slots.len()),
             is_cancelled: AtomicBool::new(false),
@@ -47,6 +57,11 @@ impl Request {
     /// Makes a request for one slot, if it lies on a pgmap when its turn comes.
     pub(in super::super) fn of_pgmap(tiers: Arc<Tiers>, to: usize, slot: usize, pgmap: u16) -> Request {
         Request { only: Some(pgmap), ..Request::new(tiers, to, slot..slot + 1) }
+    }
+
+    /// Whether it takes a kit: memory of the pool is shared, so that slots may have to be blocked.
+    pub(super) fn needs_kit(&self) -> bool {
+        self.needs_kit
     }
 
     pub(super) fn tiers(&self) -> &Arc<Tiers> {
@@ -100,7 +115,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    pub(in super::super) fn new(request: Arc<Request>) -> Ticket {
+    pub(super) fn new(request: Arc<Request>) -> Ticket {
         Ticket { request }
     }
 

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::device::DeviceKind;
 use crate::folio::RawFolio;
-use crate::migrate::{self, DemoteWay, Kit, MOST_MOVES, Move, Refusal, Stage, Told, Ways};
+use crate::migrate::{self, DemoteWay, Kit, MOST_MOVES, Means, Move, Refusal, Stage, Told};
+use crate::runtime::config::Demotion;
 use crate::runtime::source::Tiers;
 use crate::space::{self, Mapping, Space};
 use crate::sync::service;
@@ -31,7 +32,8 @@ enum Step {
 
 /// What a worker has for itself.
 pub(super) struct Worker {
-    kit: &'static Kit,
+    /// Without one it moves only what the kernel moves itself.
+    kit: Option<&'static Kit>,
     look: Look,
     stage: Stage,
     /// A batch that was cut short.
@@ -46,10 +48,10 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(kit: &'static Kit, nr_workers: usize) -> Worker {
+    pub(super) fn new(kit: Option<&'static Kit>) -> Worker {
         Worker {
             kit,
-            look: Look::new(nr_workers),
+            look: Look::new(),
             stage: Stage::new(),
             rest: None,
             nr_promoted: 0,
@@ -72,7 +74,7 @@ impl Worker {
 
     /// Does one batch, or takes care of what is left from earlier ones. Runs in service.
     fn step(&mut self) -> Step {
-        let step = match self.rest.take().map_or_else(next_batch, Ok) {
+        let step = match self.rest.take().map_or_else(|| next_batch(self.kit.is_some()), Ok) {
             Ok(batch) => {
                 self.work(batch);
                 self.worked = Instant::now();
@@ -149,16 +151,31 @@ impl Worker {
                 Err(reason) => *outcome = Some(reason),
             }
         }
-        let best = self.kit.best();
-        self.attempt(batch, best, space, &wanted, outcomes);
+        let means = self.means(&batch.request);
+        self.attempt(batch, means, space, &wanted, outcomes);
         // What a child shares can't be moved out, only copied; nothing is pinned, as far as anybody can see.
         let is_shared = |outcome: &Option<Outcome>| *outcome == Some(Outcome::Forked);
-        if best.demote == DemoteWay::MoveOut && !self.look.may_pin && outcomes.iter().any(is_shared) {
+        if let Some(mut means) = means
+            && means.ways.demote == DemoteWay::MoveOut
+            && !self.look.may_pin
+            && outcomes.iter().any(is_shared)
+        {
             for (wanted, outcome) in wanted.iter_mut().zip(outcomes.iter()) {
                 *wanted = wanted.take().filter(|seen| seen.mapping == Mapping::Private && is_shared(outcome));
             }
-            self.attempt(batch, Ways { demote: DemoteWay::Protect, ..best }, space, &wanted, outcomes);
+            means.ways.demote = DemoteWay::Protect;
+            self.attempt(batch, Some(means), space, &wanted, outcomes);
         }
+    }
+
+    /// What slots of a request are moved with, and how: as the pool wants it unless something may be pinned.
+    fn means(&self, request: &Request) -> Option<Means> {
+        let kit = self.kit?;
+        let mut ways = kit.best();
+        if request.demotion == Demotion::Protect && !self.look.may_pin {
+            ways.demote = DemoteWay::Protect;
+        }
+        Some(Means { kit, ways })
     }
 
     /// Looks what stands in the way of moving a slot.
@@ -183,10 +200,12 @@ impl Worker {
             return Err(Outcome::Device);
         }
         let kind = |tier: usize| tiers.as_slice()[tier].kind();
-        match (mapping, Mapping::of(kind(request.to))) {
+        match (mapping, Mapping::of(kind(request.to)), self.kit) {
             // The kernel moves it, and sees what is pinned.
-            (Mapping::Private, Mapping::Private) => {}
-            (Mapping::Private, _) if self.kit.best().demote == DemoteWay::MoveOut => {}
+            (Mapping::Private, Mapping::Private, _) => {}
+            // A device came into the pool after the request.
+            (_, _, None) => return Err(Outcome::Kind),
+            (Mapping::Private, _, Some(kit)) if kit.best().demote == DemoteWay::MoveOut => {}
             _ if self.look.may_pin => return Err(Outcome::DirectIo),
             _ => {}
         }
@@ -205,7 +224,7 @@ impl Worker {
     fn attempt(
         &mut self,
         batch: &Batch,
-        ways: Ways,
+        means: Option<Means>,
         space: &Space,
         wanted: &[Option<Seen>; MOST_MOVES],
         outcomes: &mut [Option<Outcome>],
@@ -226,7 +245,7 @@ impl Worker {
             nr_moves += 1;
         }
         let moves = &mut moves[..nr_moves];
-        migrate::relocate(self.kit, ways, space, &mut self.stage, moves);
+        migrate::relocate(means, space, &mut self.stage, moves);
         self.nr_promoted = 0;
         for (a_move, &at) in moves.iter_mut().zip(&places) {
             outcomes[at] = match a_move.tell() {

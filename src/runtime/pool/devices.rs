@@ -415,10 +415,7 @@ impl Pool {
         let mut tickets = Vec::new();
         for slot in slots {
             let ticket = loop {
-                let submitted = service::run(|| {
-                    let request = Arc::new(request(slot));
-                    migration::submit(Arc::clone(&request), workers).map(|()| Ticket::new(request))
-                });
+                let submitted = service::run(|| migration::submit(request(slot), workers));
                 match submitted.map_err(MigrateError::from) {
                     Ok(ticket) => break ticket,
                     // Others' requests are worked off meanwhile.

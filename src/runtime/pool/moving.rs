@@ -51,9 +51,8 @@ impl Pool {
             let slots = self.slots_of(addr, len_bytes)?;
             let to = self.tiers().iter().position(|known| known.name() == tier.as_str());
             let to = to.ok_or(MigrateError::NoSuchTier { tier: tier.as_str() })?;
-            let request = Arc::new(Request::new(Arc::clone(&self.inner.tiers), to, slots));
-            migration::submit(Arc::clone(&request), workers)?;
-            Ok(Ticket::new(request))
+            let request = Request::new(Arc::clone(&self.inner.tiers), to, slots);
+            Ok(migration::submit(request, workers)?)
         })
     }
 
