@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
 use daxtier::{AllocOptions, Config, MigrateError, Outcome, Pool, TierName};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -65,10 +66,8 @@ impl Pipe {
         assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
         let pages = libc::iovec { iov_base: block.as_ptr().cast(), iov_len: Pipe::PAGES * PAGE };
         // SAFETY: the pages are the block's, which stays as long as the pipe has them.
-        assert_eq!(
-            unsafe { libc::vmsplice(ends[1], &raw const pages, 1, 0) },
-            (Pipe::PAGES * PAGE) as isize
-        );
+        let spliced = unsafe { libc::vmsplice(ends[1], &raw const pages, 1, 0) };
+        assert_eq!(spliced, (Pipe::PAGES * PAGE) as isize);
         Pipe(ends)
     }
 
@@ -76,7 +75,8 @@ impl Pipe {
     fn read(self) -> Vec<u8> {
         let mut seen = vec![0; Pipe::PAGES * PAGE];
         // SAFETY: the buffer is so long.
-        assert_eq!(unsafe { libc::read(self.0[0], seen.as_mut_ptr().cast(), seen.len()) }, seen.len() as isize);
+        let read = unsafe { libc::read(self.0[0], seen.as_mut_ptr().cast(), seen.len()) };
+        assert_eq!(read, seen.len() as isize);
         // SAFETY: the descriptors are this pipe's.
         self.0.into_iter().for_each(|end| _ = unsafe { libc::close(end) });
         seen
@@ -202,4 +202,27 @@ fn who_waits_in_a_futex_that_processes_share_is_woken_where_it_is_pinned() {
     pool.unpin(block.as_ptr(), 4).unwrap();
     // Without the pin the kernel looks for the waiter at the device's file: what is documented, and why it has to be pinned.
     assert_eq!(woken(block, || go_slow(Outcome::Moved)(&pool)), 0);
+}
+
+#[test]
+fn a_program_whose_sockets_may_send_pages_keeps_what_is_slow() {
+    if !is_own_process("a_program_whose_sockets_may_send_pages_keeps_what_is_slow") {
+        return;
+    }
+    let Some((pool, block)) = open("fast=32M slow=emulated:16M", 1) else { return };
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert_eq!(go(&pool, block, 0, TierName::Slow), Outcome::Moved);
+    assert_eq!(go(&pool, block, 0, TierName::Fast), Outcome::Moved, "a plain socket is in nobody's way");
+    assert_eq!(go(&pool, block, 0, TierName::Slow), Outcome::Moved);
+    let (is_set, len) = (1 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_ZEROCOPY);
+    // SAFETY: the value is a local.
+    let rc = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const is_set).cast(), len) };
+    if rc != 0 {
+        eprintln!("skipped: this kernel has no SO_ZEROCOPY");
+        return;
+    }
+    // A look at the descriptors may be a tenth of a second old.
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(go(&pool, block, 0, TierName::Fast), Outcome::DirectIo);
 }

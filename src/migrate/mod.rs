@@ -94,10 +94,10 @@ pub(crate) use batch::{MOST_MOVES, Move, Told, relocate};
 #[cfg(test)]
 #[cfg(not(loom))]
 pub(crate) use batch::{Relocated, Times};
+pub(crate) use kit::{DemoteWay, Kit, Means, read_events};
 #[cfg(test)]
 #[cfg(not(loom))]
 pub(crate) use kit::{PromoteWay, Ways};
-pub(crate) use kit::{DemoteWay, Kit, Means, read_events};
 pub(crate) use stage::Stage;
 
 use crate::error::SysError;

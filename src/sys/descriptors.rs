@@ -296,6 +296,15 @@ fn fetch_from(process: RawFd, number: RawFd) -> Option<Fetched> {
     (fd >= 0).then_some(Fetched(fd as RawFd))
 }
 
+/// Calls `look` with a number of the common table as the calling thread may use it, if it is open. The file must not be the
+/// worse for the use.
+pub(super) fn with_common<T>(number: RawFd, look: impl FnOnce(RawFd) -> T) -> Option<T> {
+    if has_own_table() {
+        return fetch(number).map(|fetched| look(fetched.0));
+    }
+    Some(look(number))
+}
+
 /// Writes a message to the program's standard error, from a thread with a table of its own too.
 pub(super) fn write_error(message: &[u8]) {
     let write = |number: RawFd| {
@@ -315,7 +324,7 @@ pub(super) fn write_error(message: &[u8]) {
 ///
 /// # Errors
 /// `EBADF` when somebody closed `keep` meanwhile: the thread has an empty table then.
-pub(crate) fn take_table(keep: [Own; 2]) -> Result<bool, SysError> {
+pub(crate) fn take_table<const N: usize>(keep: [Own; N]) -> Result<bool, SysError> {
     let numbers = keep.map(Own::number);
     if !can_take_table(numbers) {
         return Ok(false);
@@ -334,7 +343,7 @@ pub(crate) fn take_table(keep: [Own; 2]) -> Result<bool, SysError> {
 }
 
 /// Tries what [`take_table`] does, since there is no way back. The process's first thread may have another table, or none.
-fn can_take_table(numbers: [RawFd; 2]) -> bool {
+fn can_take_table<const N: usize>(numbers: [RawFd; N]) -> bool {
     // The lowest numbers are taken on the way.
     if numbers.iter().any(|&number| number < 3) {
         return false;

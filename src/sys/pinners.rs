@@ -1,10 +1,15 @@
 //! Whether this program may have memory written behind its page tables.
 //!
-//! Direct I/O, io_uring, RDMA, GPUs and virtual machines pin pages and write them by their physical address. Nothing
-//! tells which pages are pinned on a device, but the descriptors of the process tell that some may be.
+//! Direct I/O, io_uring, RDMA, GPUs and virtual machines pin pages and write them by their physical address, and a socket may
+//! send pages themselves. Nothing tells which pages are pinned on a device, but the descriptors of the process tell that
+//! some may be, and the rings that it shares with the kernel, which stay mapped without their descriptor.
+//!
+//! A pipe into which pages were spliced (vmsplice) can't be told from others. It only reads them.
 
+use super::descriptors;
 use std::ffi::OsStr;
 use std::fs;
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -18,8 +23,11 @@ const PINNING: [&[u8]; 6] = [
     b"/dev/kfd",
 ];
 
-/// Looks through the descriptors of the process; returns whether one of them is opened for direct I/O or is of a kind that
-/// pins memory. Allocates. Says yes where it can't look.
+/// What mappings are named through which the kernel is told of I/O.
+const RINGS: [&str; 2] = ["anon_inode:[io_uring]", "/[aio]"];
+
+/// Looks through the descriptors of the process; returns whether one of them is opened for direct I/O, is of a kind that
+/// pins memory, or is a socket that may send pages themselves (SO_ZEROCOPY). Allocates. Says yes where it can't look.
 pub(crate) fn may_pin() -> bool {
     // Of the process's first thread: the caller's may have a table of its own.
     let Ok(entries) = fs::read_dir("/proc/self/fd") else { return true };
@@ -28,6 +36,7 @@ pub(crate) fn may_pin() -> bool {
             let target = target.as_os_str().as_bytes();
             PINNING.iter().any(|kind| target.starts_with(kind))
                 || target.starts_with(b"/") && is_direct(&entry.file_name())
+                || target.starts_with(b"socket:") && is_zerocopy(&entry.file_name())
         })
     })
 }
@@ -40,11 +49,43 @@ fn is_direct(number: &OsStr) -> bool {
     flags.is_some_and(|flags| flags & libc::O_DIRECT as u32 != 0)
 }
 
-/// Returns how many mappings the process has, and how many it may have. Allocates; costs microseconds a thousand mappings.
-pub(crate) fn mappings() -> Option<(usize, usize)> {
+/// Whether a socket may send pages of memory themselves. One that is closed by now may not.
+fn is_zerocopy(number: &OsStr) -> bool {
+    let number = number.to_str().and_then(|number| number.parse::<RawFd>().ok());
+    number.and_then(|number| descriptors::with_common(number, asks_for_zerocopy)).unwrap_or(false)
+}
+
+fn asks_for_zerocopy(socket: RawFd) -> bool {
+    let (mut is_set, mut len) = (0 as libc::c_int, size_of::<libc::c_int>() as libc::socklen_t);
+    // SAFETY: the value and its length are locals.
+    let rc = unsafe {
+        libc::getsockopt(socket, libc::SOL_SOCKET, libc::SO_ZEROCOPY, (&raw mut is_set).cast(), &raw mut len)
+    };
+    rc == 0 && is_set != 0
+}
+
+/// The mappings of the process.
+pub(crate) struct Mappings {
+    pub(crate) count: usize,
+    /// How many there may be.
+    pub(crate) limit: usize,
+    /// Whether one is a ring through which the kernel is told of I/O (io_uring, aio).
+    pub(crate) has_ring: bool,
+}
+
+/// Looks through the mappings of the process. Allocates; costs microseconds a thousand mappings.
+pub(crate) fn mappings() -> Option<Mappings> {
     let limit = fs::read_to_string("/proc/sys/vm/max_map_count").ok()?.trim().parse().ok()?;
     let maps = fs::read("/proc/self/maps").ok()?;
-    Some((maps.iter().filter(|&&byte| byte == b'\n').count(), limit))
+    let mut mappings = Mappings { count: 0, limit, has_ring: false };
+    for line in maps.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+        mappings.count += 1;
+        // Behind range, rights, offset, device and inode.
+        mappings.has_ring |= RINGS.iter().any(|ring| {
+            line.get(50..).is_some_and(|end| end.windows(ring.len()).any(|name| name == ring.as_bytes()))
+        });
+    }
+    Some(mappings)
 }
 
 /// Whether huge pages are switched off for the process, which makes fresh accesses to a dax device fault.
@@ -58,7 +99,7 @@ pub(crate) fn huge_pages_are_off() -> bool {
 mod tests {
     use super::*;
     use crate::sys::testing::{ChildEnd, in_child};
-    use std::os::fd::{AsRawFd, RawFd};
+    use std::os::fd::AsRawFd;
     use std::os::unix::fs::OpenOptionsExt;
 
     fn is_direct(number: RawFd) -> bool {
@@ -86,8 +127,51 @@ mod tests {
     }
 
     #[test]
+    fn a_ring_is_found_that_has_no_descriptor() {
+        const NOT_HERE: i32 = 77;
+        let end = in_child(|| {
+            let mut context = 0u64;
+            // SAFETY: the context is a local that the call writes to.
+            if unsafe { libc::syscall(libc::SYS_io_setup, 4, &raw mut context) } != 0 {
+                return NOT_HERE;
+            }
+            i32::from(!mappings().is_some_and(|mappings| mappings.has_ring)) + 2 * i32::from(may_pin())
+        });
+        if end == ChildEnd::Exited(NOT_HERE) {
+            eprintln!("skipped: no aio here");
+            return;
+        }
+        assert_eq!(end, ChildEnd::Exited(0));
+    }
+
+    #[test]
+    fn a_socket_that_may_send_pages_is_found() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(!asks_for_zerocopy(socket.as_raw_fd()));
+        const NOT_HERE: i32 = 77;
+        // In a child: the option must not stop other tests' migrations.
+        let end = in_child(|| {
+            let is_set: libc::c_int = 1;
+            // A copy of the child's would be the same socket.
+            let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else { return NOT_HERE };
+            let len = size_of::<libc::c_int>() as libc::socklen_t;
+            let (level, option) = (libc::SOL_SOCKET, libc::SO_ZEROCOPY);
+            // SAFETY: the value is a local.
+            let rc = unsafe {
+                libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const is_set).cast(), len)
+            };
+            if rc != 0 { NOT_HERE } else { i32::from(!may_pin()) }
+        });
+        if end == ChildEnd::Exited(NOT_HERE) {
+            eprintln!("skipped: this kernel has no SO_ZEROCOPY");
+            return;
+        }
+        assert_eq!(end, ChildEnd::Exited(0));
+    }
+
+    #[test]
     fn mappings_are_counted_and_limited() {
-        let (count, limit) = mappings().unwrap();
-        assert!(count > 10 && limit >= count, "{count} of {limit}");
+        let Mappings { count, limit, has_ring } = mappings().unwrap();
+        assert!(count > 10 && limit >= count && !has_ring, "{count} of {limit}");
     }
 }

@@ -316,7 +316,9 @@ pub enum ValueError {
         text: String,
     },
     /// Something behind a comma that is not an option of `migrate`.
-    #[error("{text:?} is not an option: write workers=N, cpus=LIST or demote=WAY, such as on,workers=2,cpus=0-3,8")]
+    #[error(
+        "{text:?} is not an option: write workers=N, cpus=LIST or demote=WAY, such as on,workers=2,cpus=0-3,8"
+    )]
     UnknownWorkersOption {
         /// What was read.
         text: String,

@@ -1,6 +1,7 @@
 //! What a worker knows of the process: whether memory may be pinned, and how many more mappings there may be.
 
 use super::{CREW, give_up};
+use crate::sys::pinners::Mappings;
 use crate::sys::{descriptors, pinners};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Mappings that are left to the program.
 const MARGIN: usize = 4096;
 
-/// Whether the program was ever seen with a descriptor that pins memory. Never taken back: what it pinned may stay
+/// Whether the program was ever seen with a descriptor or a ring that pins memory. Never taken back: what it pinned may stay
 /// pinned after the descriptor is gone.
 static MAY_PIN: AtomicBool = AtomicBool::new(false);
 
@@ -34,13 +35,16 @@ impl Look {
         if !descriptors::all_are_there() {
             give_up();
         }
-        if !MAY_PIN.load(Ordering::Relaxed) && pinners::may_pin() {
+        let mappings = pinners::mappings();
+        let has_ring = mappings.as_ref().is_some_and(|mappings| mappings.has_ring);
+        if !MAY_PIN.load(Ordering::Relaxed) && (has_ring || pinners::may_pin()) {
             MAY_PIN.store(true, Ordering::Relaxed);
         }
         self.may_pin = MAY_PIN.load(Ordering::Relaxed);
-        // Where it can't be counted the kernel's own refusal has to do, which leaves everything in place.
-        let room = pinners::mappings()
-            .map_or(usize::MAX, |(count, limit)| limit.saturating_sub(count + MARGIN.min(limit / 8)));
+        // Where they can't be counted the kernel's own refusal has to do, which leaves everything in place.
+        let room = mappings.map_or(usize::MAX, |Mappings { count, limit, .. }| {
+            limit.saturating_sub(count + MARGIN.min(limit / 8))
+        });
         // All workers share them.
         self.room = room / CREW.load(Ordering::Relaxed).max(1) as usize;
         self.seen = Some(Instant::now());

@@ -273,7 +273,15 @@ extern "C" fn read(kit: usize) {
 /// A worker's thread. It has a kit or, where it was started with 0, none.
 extern "C" fn work(kit: usize) {
     let kit = kit_of(kit);
-    if kit.is_none_or(set_up) {
+    let is_set_up = match kit {
+        Some(kit) => set_up(kit),
+        None => {
+            // What it opens for a look at the process is out of the program's way then, and where it can't be it is not.
+            let _ = descriptors::take_table([]);
+            true
+        }
+    };
+    if is_set_up {
         Worker::new(kit).run();
     }
 }

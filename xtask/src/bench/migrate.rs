@@ -4,7 +4,7 @@
 //! is changed while the bench runs, where it may be; the bench says when it may not.
 
 use super::Row;
-use super::contest::Contest;
+use super::contest::{Contest, measure_alone};
 use crate::process::{Task, cargo, target_dir};
 use std::fs;
 
@@ -14,16 +14,24 @@ const CASES: &[(&str, &str)] = &[
     ("promote", "nt-copy"),
     ("demote", "memcpy"),
     ("promote", "memcpy"),
+    ("protect-demote", "nt-copy"),
     ("demote", "sigsegv"),
     ("demote-total", "nt-copy"),
+    ("protect-demote-total", "nt-copy"),
     ("promote-total", "nt-copy"),
+    ("demote-whole", "nt-copy"),
+    ("protect-demote-whole", "nt-copy"),
+    ("promote-whole", "nt-copy"),
     ("stall-demote", "nt-copy"),
+    ("stall-protect-demote", "nt-copy"),
     ("stall-promote", "nt-copy"),
     ("stall-demote-p99", "nt-copy"),
+    ("stall-protect-demote-p99", "nt-copy"),
     ("stall-promote-p99", "nt-copy"),
     ("stall-demote-max", "nt-copy"),
     ("stall-promote-max", "nt-copy"),
     ("read-stall-demote", "nt-copy"),
+    ("read-stall-protect-demote", "nt-copy"),
     ("read-stall-promote", "nt-copy"),
     ("throughput-1", "copy-1"),
     ("throughput-2", "copy-2"),
@@ -32,6 +40,12 @@ const CASES: &[(&str, &str)] = &[
     ("promote-all-1", "copy-1"),
     ("promote-all-2", "copy-2"),
 ];
+
+/// In what share of moves readers are to go on.
+const READERS: &[(&str, f64)] = &[("read-goes-on-protect-demote", 100.0), ("read-goes-on-demote", 100.0)];
+
+/// How many times as much processor time malloc churn may take where memory could move and does not.
+const IDLE: &[(&str, f64)] = &[("before", 1.01), ("after", 1.03)];
 
 /// Where the kernel is told whether memfds have huge pages.
 const SHMEM: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
@@ -42,12 +56,15 @@ pub(super) fn run(rounds: usize) -> Result<Vec<Row>, String> {
     let _huge = HugeShmem::enable();
     let program = target_dir().join("release/bench-migrate").display().to_string();
     let task = |what: &str| Task::program(&program).arg(what);
-    CASES
+    let moves = CASES.iter().map(|(ours, peer)| {
+        Contest { ours: task(ours), peer_name: (*peer).to_owned(), peer: task(peer) }.run(rounds)
+    });
+    let idle = target_dir().join("release/bench-idle").display().to_string();
+    let idle = IDLE
         .iter()
-        .map(|(ours, peer)| {
-            Contest { ours: task(ours), peer_name: (*peer).to_owned(), peer: task(peer) }.run(rounds)
-        })
-        .collect()
+        .map(|&(when, limit)| measure_alone(&Task::program(&idle).arg(when), rounds, "limit", limit));
+    let readers = READERS.iter().map(|&(what, limit)| measure_alone(&task(what), rounds, "all", limit));
+    moves.chain(readers).chain(idle).collect()
 }
 
 /// Huge pages for memfds that ask for them, until this is dropped.

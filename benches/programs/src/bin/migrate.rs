@@ -3,7 +3,10 @@
 //! `bench-migrate demote|promote` prints the median microseconds that an idle slot of 2 MiB is blocked, `demote-total` and
 //! `promote-total` the same with preparation, `memcpy` and `nt-copy` a copy of 2 MiB that is in no cache. `stall-demote` and
 //! `stall-promote` print the longest gap that a storing thread sees during a move (median), with `-p99` and `-max` added the
-//! others, and `read-stall-*` that of a reading thread. `sigsegv` is the conventional way: mprotect, copy, map, and a handler
+//! others, and `read-stall-*` that of a reading thread; `read-goes-on-*` is the share of moves during which the reading thread never
+//! slept in the kernel, whatever else ran on its processor. With `protect-demote` for `demote` slots leave DRAM write-protected.
+//! `[protect-]demote-whole` and `promote-whole` are the time from the request to the end of a first touch of all pages
+//! afterwards, huge pages that are made for the move included. `sigsegv` is the conventional way: mprotect, copy, map, and a handler
 //! that waits. `throughput-N` is the GB/s of N workers that send batches of 16 neighbours down and up again, each batch after
 //! time enough to make huge pages for it; `demote-all-N` and `promote-all-N` that of 64 slots in one request, for most of which
 //! the second needs huge pages that the kernel clears meanwhile; `copy-N` that of N threads which copy as much past the caches.
@@ -54,11 +57,15 @@ fn measure(what: &str) -> Result<(u32, f64, &'static str), Box<dyn Error>> {
         };
         return Ok((workers, value, "GB/s"));
     }
+    if let Some(way) = what.strip_prefix("read-goes-on-").and_then(Way::named) {
+        let (_, nr_undisturbed) = watch(way, User::Reads)?;
+        return Ok((2, 100.0 * nr_undisturbed as f64 / ROUNDS as f64, "%"));
+    }
+    if let Some((way, part)) = Way::parse(what) {
+        let times = moves(way)?;
+        return Ok((1, median(times.iter().map(|times| times[part])), "us"));
+    }
     Ok(match what {
-        "demote" => (1, median(moves(TierName::Slow)?.into_iter().map(|(blocked, _)| blocked)), "us"),
-        "promote" => (1, median(moves(TierName::Fast)?.into_iter().map(|(blocked, _)| blocked)), "us"),
-        "demote-total" => (1, median(moves(TierName::Slow)?.into_iter().map(|(_, total)| total)), "us"),
-        "promote-total" => (1, median(moves(TierName::Fast)?.into_iter().map(|(_, total)| total)), "us"),
         "memcpy" => (1, median(copies(|from, to| to.copy_from_slice(from)).into_iter()), "us"),
         "nt-copy" => (1, median(copies(stream).into_iter()), "us"),
         "sigsegv" => (1, sigsegv()?, "us"),
@@ -66,24 +73,49 @@ fn measure(what: &str) -> Result<(u32, f64, &'static str), Box<dyn Error>> {
     })
 }
 
-/// `[read-]stall-demote|promote[-p99|-max]`.
+/// Which moves are measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Way {
+    to: TierName,
+    protects: bool,
+}
+
+impl Way {
+    /// `[protect-]demote|promote`.
+    fn named(name: &str) -> Option<Way> {
+        match name {
+            "demote" => Some(Way { to: TierName::Slow, protects: false }),
+            "protect-demote" => Some(Way { to: TierName::Slow, protects: true }),
+            "promote" => Some(Way { to: TierName::Fast, protects: false }),
+            _ => None,
+        }
+    }
+
+    /// A name with `-total`, `-whole` or nothing behind it; returns which of a move's times that is.
+    fn parse(what: &str) -> Option<(Way, usize)> {
+        if let Some(way) = Way::named(what) {
+            return Some((way, 0));
+        }
+        let (way, part) = what.rsplit_once('-')?;
+        let part = ["total", "whole"].into_iter().position(|known| known == part)?;
+        Some((Way::named(way)?, part + 1))
+    }
+}
+
+/// `[read-]stall-WAY[-p99|-max]`.
 fn stall(what: &str) -> Option<Result<f64, Box<dyn Error>>> {
     let (user, rest) = match what.strip_prefix("read-") {
         Some(rest) => (User::Reads, rest),
         None => (User::Stores, what),
     };
-    let (way, share) = match rest.strip_prefix("stall-")?.split_once('-') {
+    let way = rest.strip_prefix("stall-")?;
+    let (way, share) = match way.rsplit_once('-') {
         Some((way, "p99")) => (way, 0.99),
         Some((way, "max")) => (way, 1.0),
-        Some(_) => return None,
-        None => (rest.strip_prefix("stall-")?, 0.5),
+        _ => (way, 0.5),
     };
-    let tier = match way {
-        "demote" => TierName::Slow,
-        "promote" => TierName::Fast,
-        _ => return None,
-    };
-    Some(stalls(tier, user).map(|found| quantile(found, share)))
+    let way = Way::named(way)?;
+    Some(watch(way, user).map(|(gaps, _)| quantile(gaps, share)))
 }
 
 struct Bench {
@@ -93,8 +125,16 @@ struct Bench {
 
 impl Bench {
     fn new(workers: u32) -> Result<Bench, Box<dyn Error>> {
+        Bench::open(&format!("workers={workers}"))
+    }
+
+    fn of(way: Way) -> Result<Bench, Box<dyn Error>> {
+        Bench::open(if way.protects { "demote=protect" } else { "demote=pin-safe" })
+    }
+
+    fn open(options: &str) -> Result<Bench, Box<dyn Error>> {
         let slow = std::env::var("BENCH_SLOW").unwrap_or_else(|_| "emulated:512M".to_owned());
-        let config = format!("fast=256M slow={slow} migrate=on,workers={workers}");
+        let config = format!("fast=256M slow={slow} migrate=on,{options}");
         let pool = Pool::open(&Config::parse(&config)?)?;
         pool.set_migration_quarantine(Duration::from_millis(1));
         let options = AllocOptions { tier: Some(TierName::Fast), ..AllocOptions::default() };
@@ -116,16 +156,24 @@ impl Bench {
     }
 }
 
-/// Moves slots to and fro; returns the times of the moves to `tier`.
-fn moves(tier: TierName) -> Result<Vec<(f64, f64)>, Box<dyn Error>> {
-    let bench = Bench::new(1)?;
+/// Moves slots to and fro; returns the times of the moves that are measured, each blocked, in all, and with request and first touch.
+fn moves(way: Way) -> Result<Vec<[f64; 3]>, Box<dyn Error>> {
+    let bench = Bench::of(way)?;
     let mut times = Vec::new();
     for round in 0..ROUNDS {
         let at = round % SLOTS;
         for to in [TierName::Slow, TierName::Fast] {
-            let took = bench.migrate(at, 1, to)?;
-            if to == tier {
-                times.push(took);
+            let start = Instant::now();
+            let (blocked, total) = bench.migrate(at, 1, to)?;
+            for page in (at * SLOT..(at + 1) * SLOT).step_by(4096) {
+                // SAFETY: inside the block.
+                let byte = unsafe { bench.block.add(page) };
+                // SAFETY: as above.
+                unsafe { byte.read_volatile() };
+            }
+            let whole = start.elapsed().as_secs_f64() * 1e6;
+            if to == way.to {
+                times.push([blocked, total, whole]);
             }
         }
     }
@@ -218,15 +266,25 @@ enum User {
     Reads,
 }
 
-/// Returns the longest gap that a thread sees which uses a slot all the time, for each move to `tier`.
-fn stalls(tier: TierName, user: User) -> Result<Vec<f64>, Box<dyn Error>> {
-    let bench = Bench::new(1)?;
-    let (stop, gap) = (AtomicBool::new(false), AtomicU64::new(0));
+/// Returns the longest gap that a thread sees which uses a slot all the time, for each move that is measured, and during how many
+/// of them it never slept in the kernel.
+fn watch(way: Way, user: User) -> Result<(Vec<f64>, usize), Box<dyn Error>> {
+    let bench = Bench::of(way)?;
+    let (stop, gap, tid) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let sleeps = || -> Result<u64, Box<dyn Error>> {
+        let status = format!("/proc/self/task/{}/status", tid.load(Ordering::Relaxed));
+        let status = std::fs::read_to_string(status)?;
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        Ok(count.ok_or("no count of context switches")?.trim().parse()?)
+    };
+    let mut nr_undisturbed = 0;
     // SAFETY: aligned, in the block, and used as an atomic only from here on.
     let word = unsafe { AtomicU64::from_ptr(bench.block.as_ptr().cast()) };
     let mut found = Vec::new();
     std::thread::scope(|scope| {
         scope.spawn(|| {
+            // SAFETY: takes no argument.
+            tid.store(unsafe { libc::syscall(libc::SYS_gettid) } as u64, Ordering::Relaxed);
             let mut last = Instant::now();
             while !stop.load(Ordering::Relaxed) {
                 match user {
@@ -241,11 +299,13 @@ fn stalls(tier: TierName, user: User) -> Result<Vec<f64>, Box<dyn Error>> {
         let outcome = (0..ROUNDS).try_for_each(|_| {
             for to in [TierName::Slow, TierName::Fast] {
                 std::thread::sleep(Duration::from_millis(1));
+                let before = sleeps()?;
                 gap.store(0, Ordering::Relaxed);
                 bench.migrate(0, 1, to)?;
                 std::thread::sleep(Duration::from_micros(200));
-                if to == tier {
+                if to == way.to {
                     found.push(gap.load(Ordering::Relaxed) as f64 / 1e3);
+                    nr_undisturbed += usize::from(sleeps()? == before);
                 }
             }
             Ok::<(), Box<dyn Error>>(())
@@ -253,7 +313,7 @@ fn stalls(tier: TierName, user: User) -> Result<Vec<f64>, Box<dyn Error>> {
         stop.store(true, Ordering::Relaxed);
         outcome
     })?;
-    Ok(found)
+    Ok((found, nr_undisturbed))
 }
 
 /// Copies slots one after the other; returns how long each took.
