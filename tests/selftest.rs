@@ -8,8 +8,18 @@ use std::time::Duration;
 
 #[test]
 fn nothing_is_lost_while_everything_moves() {
+    check("pin-safe");
+}
+
+#[test]
+fn nothing_is_lost_where_readers_go_on() {
+    check("protect");
+}
+
+fn check(demote: &str) {
     let mut options = Options::default();
     options.time = Duration::from_secs(4);
+    options.config = format!("fast=64M slow=emulated:128M migrate=on,workers=2,demote={demote}");
     let found = match migrate(&options) {
         Err(SelftestError::Migrate(error @ MigrateError::Off(_))) => {
             eprintln!("skipped: {error}");

@@ -21,13 +21,17 @@ pub(crate) struct Args {
     /// How many threads move it.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
     workers: u8,
+    /// How memory leaves DRAM: `pin-safe`, or `protect`, which lets readers go on.
+    #[arg(long, value_name = "WAY", default_value = "pin-safe", value_parser = ["pin-safe", "protect"])]
+    demote: String,
 }
 
 /// Runs the check; exit code 1 when something was lost or it could not be made.
 pub(crate) fn run(args: Args) -> ExitCode {
     let mut options = Options::default();
     options.time = Duration::from_secs(args.seconds);
-    options.config = format!("fast=64M slow={} migrate=on,workers={}", args.slow, args.workers);
+    options.config =
+        format!("fast=64M slow={} migrate=on,workers={},demote={}", args.slow, args.workers, args.demote);
     match migrate(&options) {
         Ok(found) => {
             print::out(&text(&found));

@@ -123,7 +123,7 @@ fn userfaultfd(machine: &Machine<'_>) -> Check {
     let Some(sysctl) = machine.number("proc/sys/vm/unprivileged_userfaultfd") else {
         return Check::warn(
             NAME,
-            "this kernel has none: memory is placed, and never migrated",
+            "this kernel has none: memory is placed, and moves to NUMA nodes only",
             "use a kernel with CONFIG_USERFAULTFD=y",
         );
     };
@@ -136,7 +136,7 @@ fn userfaultfd(machine: &Machine<'_>) -> Check {
     } else {
         return Check::warn(
             NAME,
-            "not permitted: memory is placed, and never migrated",
+            "not permitted: memory is placed, and moves to NUMA nodes only",
             "sudo sysctl -w vm.unprivileged_userfaultfd=1",
         );
     };

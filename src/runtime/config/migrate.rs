@@ -43,7 +43,8 @@ pub enum Demotion {
     PinSafe,
     /// It is write-protected while it is copied: who reads goes on, who stores waits. The kernel does not say what is pinned, so
     /// this is done as long as the program was not seen with a descriptor that pins memory, and what is pinned otherwise
-    /// has to be named ([`Pool::pin`](crate::Pool::pin)).
+    /// has to be named ([`Pool::pin`](crate::Pool::pin)). Pages that the program locks by mlock of its own, which are refused
+    /// when they are taken out, are moved too and not locked afterwards.
     Protect,
 }
 

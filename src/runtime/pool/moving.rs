@@ -14,7 +14,8 @@ use std::time::Duration;
 
 impl Pool {
     /// Moves the slots of 2 MiB that `[addr, addr + len_bytes)` touches to a tier, and waits until something has come of
-    /// each. Their addresses stay, and other threads may use them all the while. The first call starts two threads.
+    /// each. Their addresses stay, and other threads may use them all the while. The first call in a process starts the threads
+    /// that move memory, as many and on such processors as this pool's configuration says.
     ///
     /// A slot that can't be moved stays where it is; the counts say why. Only blocks move, never folios that were
     /// asked for by order.
@@ -81,8 +82,12 @@ impl Pool {
         self.migrate_async(addr, len_bytes, tier).map(drop)
     }
 
-    /// Keeps the slots of 2 MiB that a range touches where they are until [`unpin`](Pool::unpin), for direct I/O, RDMA and
-    /// the like. When the call returns none of them is being moved. Pins count; they end with the memory.
+    /// Keeps the slots of 2 MiB that a range touches where they are until [`unpin`](Pool::unpin). When the call returns none of
+    /// them is being moved. Pins count; they end with the memory.
+    ///
+    /// It is for what refers to memory other than through its addresses: direct I/O, RDMA and the like; pages that
+    /// were spliced into a pipe (vmsplice) or sent with MSG_ZEROCOPY and are not read for seconds; and futexes that processes
+    /// share, whose waiters the kernel finds by the memory that lies there.
     ///
     /// # Errors
     /// [`MigrateError::Foreign`] when the range is not in blocks.

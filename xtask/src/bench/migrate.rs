@@ -55,7 +55,19 @@ pub(super) fn run(rounds: usize) -> Result<Vec<Row>, String> {
     cargo("build --locked --release --package daxtier-bench-programs").run()?;
     let _huge = HugeShmem::enable();
     let program = target_dir().join("release/bench-migrate").display().to_string();
-    let task = |what: &str| Task::program(&program).arg(what);
+    let is_urgent = can_be_urgent();
+    if !is_urgent {
+        eprintln!("chrt is missing or refused: stalls include waits for a processor");
+    }
+    let task = |what: &str| {
+        let is_stall = what.starts_with("stall-") || what.starts_with("read-stall-");
+        let task = if is_stall && is_urgent {
+            Task::program("chrt").arg("-f").arg("10").arg(&program)
+        } else {
+            Task::program(&program)
+        };
+        task.arg(what)
+    };
     let moves = CASES.iter().map(|(ours, peer)| {
         Contest { ours: task(ours), peer_name: (*peer).to_owned(), peer: task(peer) }.run(rounds)
     });
@@ -65,6 +77,13 @@ pub(super) fn run(rounds: usize) -> Result<Vec<Row>, String> {
         .map(|&(when, limit)| measure_alone(&Task::program(&idle).arg(when), rounds, "limit", limit));
     let readers = READERS.iter().map(|&(what, limit)| measure_alone(&task(what), rounds, "all", limit));
     moves.chain(readers).chain(idle).collect()
+}
+
+/// Whether a program may run before all others (SCHED_FIFO), so that its threads have a processor each. With a single
+/// processor they would keep it from one another.
+fn can_be_urgent() -> bool {
+    let has_two = std::thread::available_parallelism().is_ok_and(|nr| nr.get() > 1);
+    has_two && Task::program("chrt").words("-f 10 true").output().is_ok()
 }
 
 /// Huge pages for memfds that ask for them, until this is dropped.
