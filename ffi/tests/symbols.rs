@@ -81,7 +81,7 @@ fn the_preload_library_exports_only_what_it_replaces() {
 const PRELOADED: &str = "
     malloc calloc realloc free cfree posix_memalign aligned_alloc memalign valloc pvalloc malloc_usable_size
     fork _exit _Exit quick_exit
-    mprotect pkey_mprotect madvise posix_madvise mlock mlock2 munlock mlockall munlockall mbind munmap mremap
+    mprotect pkey_mprotect madvise posix_madvise mlock mlock2 munlock mlockall munlockall mbind munmap mremap vmsplice
     close close_range closefrom dup2 dup3
     daxtier_runtime_v1
 ";

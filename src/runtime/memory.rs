@@ -17,6 +17,9 @@
 //! | MADV_HUGEPAGE, MADV_RANDOM and others that only hint at how the kernel should treat a mapping | nothing | nothing |
 //! | munmap, mremap | refused | refused |
 //!
+//! vmsplice has a pipe keep pages that it is given. Those of DRAM stay what they are when the block is moved or freed; a
+//! device's are the next owner's. So [`bring_to_dram`] goes before.
+//!
 //! A program owns blocks of malloc, not their mappings: the rest of the slot is other blocks', and the kernel would give the
 //! hole to the next mmap. Hence the last row.
 
@@ -90,6 +93,23 @@ pub unsafe fn perform(
         }
     }
     Ok(())
+}
+
+/// Brings the slots that a range touches to DRAM as far as that can be done, for a call that has the kernel keep their pages. Not
+/// in a signal handler that interrupted the library.
+pub fn bring_to_dram(pool: Option<&Pool>, addr: usize, len_bytes: usize) {
+    let (Some(space), Some(end)) = (space::existing(), addr.checked_add(len_bytes)) else { return };
+    let zone = space.addresses();
+    let range = addr.max(zone.start)..end.min(zone.end);
+    if range.is_empty() || gate::is_inside() {
+        return;
+    }
+    let slots = Slots { space, pool, call: MemoryCall::Unlock };
+    let kept = slots.slots(&range);
+    for part in slots.parts(&range) {
+        // Of a slot without memory, or one that stays where it is: the call says what it thinks of the first.
+        let _ = slots.bring(&part, Place::Rather, &kept);
+    }
 }
 
 /// All slots stay where they are, since [`lock_all`].

@@ -295,3 +295,9 @@ pub unsafe fn perform(call: MemoryCall, addr: usize, len_bytes: usize) -> libc::
         }
     }
 }
+
+/// Brings slots to DRAM that a range touches, as far as that can be done: see `runtime::memory`.
+#[cold]
+pub fn bring_to_dram(addr: usize, len_bytes: usize) {
+    memory::bring_to_dram(POOL.get(), addr, len_bytes);
+}

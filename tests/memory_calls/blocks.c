@@ -13,7 +13,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -214,6 +216,37 @@ static void stresses(void)
     free(shared);
 }
 
+/* What a pipe was given of a block is not the next owner's, whoever that is. */
+static void splices(void)
+{
+    enum { PAGES = 8 };
+    int ends[2];
+    static char seen[PAGES * PAGE];
+    char *b = block(2, 7);
+    CHECK(is_on_device(b) == 1);
+    CHECK(pipe(ends) == 0);
+    struct iovec parts[2] = {{b + PAGE, 3 * PAGE}, {b + SLOT, (PAGES - 3) * PAGE}};
+    CHECK(vmsplice(ends[1], parts, 2, 0) == (ssize_t)sizeof seen);
+    CHECK(is_on_device(b) == 0 && is_on_device(b + SLOT) == 0);
+    free(b);
+    /* Longer than memory that was moved away from rests. */
+    sleep(4);
+    char *others[8];
+    for (int i = 0; i < 8; i++)
+        others[i] = block(2, 8);
+    CHECK(read(ends[0], seen, sizeof seen) == (ssize_t)sizeof seen);
+    CHECK(holds(seen, sizeof seen, 7));
+    for (int i = 0; i < 8; i++)
+        free(others[i]);
+    char here[PAGE];
+    struct iovec outside = {memset(here, 3, sizeof here), sizeof here};
+    CHECK(vmsplice(ends[1], &outside, 1, 0) == sizeof here);
+    CHECK(vmsplice(-1, &outside, 1, 0) == -1 && errno == EBADF);
+    CHECK(vmsplice(ends[1], NULL, 1, 0) == -1 && errno == EFAULT);
+    close(ends[0]);
+    close(ends[1]);
+}
+
 int main(int argc, char **argv)
 {
     int moves = argc > 1 && strcmp(argv[1], "on") == 0;
@@ -224,8 +257,10 @@ int main(int argc, char **argv)
     keeps_mappings();
     forks(moves);
     locks_all(moves);
-    if (moves)
+    if (moves) {
+        splices();
         stresses();
+    }
     puts(nr_wrong == 0 ? "correct" : "wrong");
     return nr_wrong != 0;
 }

@@ -6,7 +6,7 @@
 
 use crate::{next, set_errno};
 use daxtier::runtime::memory::{self, MemoryCall};
-use libc::{c_int, c_uint, c_ulong, c_void, size_t};
+use libc::{c_int, c_uint, c_ulong, c_void, iovec, size_t, ssize_t};
 
 /// Makes a call for a range that touches the library's memory.
 ///
@@ -213,4 +213,31 @@ pub(crate) unsafe extern "C" fn mremap(
     }
     // SAFETY: the caller argued it.
     unsafe { next::mremap(addr, len, new_len, flags, new_addr) }
+}
+
+/// Splices memory into a pipe. See vmsplice(2). A pipe keeps pages for as long as nobody reads it, and of DRAM alone the kernel
+/// gives the block's next owner others; so what lies on a device is brought there first.
+///
+/// # Safety
+/// As vmsplice(2) demands.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn vmsplice(
+    fd: c_int,
+    parts: *const iovec,
+    nr_parts: size_t,
+    flags: c_uint,
+) -> ssize_t {
+    // More than the kernel takes, and it says so.
+    const MOST_PARTS: size_t = libc::UIO_MAXIOV as size_t;
+    if !parts.is_null() && nr_parts <= MOST_PARTS {
+        for at in 0..nr_parts {
+            // SAFETY: the caller argued that there are so many.
+            let part = unsafe { parts.add(at).read_unaligned() };
+            if memory::touches(part.iov_base.addr(), part.iov_len) {
+                daxtier::preload::bring_to_dram(part.iov_base.addr(), part.iov_len);
+            }
+        }
+    }
+    // SAFETY: as above.
+    unsafe { next::vmsplice(fd, parts, nr_parts, flags) }
 }
