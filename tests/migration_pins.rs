@@ -226,3 +226,106 @@ fn a_program_whose_sockets_may_send_pages_keeps_what_is_slow() {
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(go(&pool, block, 0, TierName::Fast), Outcome::DirectIo);
 }
+
+/// A page whose first reader waits until it is filled.
+struct Unfilled {
+    page: *mut libc::c_void,
+    uffd: libc::c_int,
+}
+
+impl Unfilled {
+    /// `ioctl` with the numbers of `linux/userfaultfd.h`, which libc lacks.
+    fn control<const N: usize>(uffd: libc::c_int, request: libc::c_ulong, mut argument: [u64; N]) -> bool {
+        // SAFETY: the argument is as long as the request says.
+        unsafe { libc::ioctl(uffd, request, argument.as_mut_ptr()) == 0 }
+    }
+
+    fn new() -> Option<Unfilled> {
+        const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+        const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+        let (rights, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: the kernel chooses the place.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, rights, flags, -1, 0) };
+        // SAFETY: takes a number only.
+        let uffd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) } as libc::c_int;
+        let range = [page.addr() as u64, PAGE as u64, 1, 0];
+        let is_made = Unfilled::control(uffd, UFFDIO_API, [0xaa, 0, 0])
+            && Unfilled::control(uffd, UFFDIO_REGISTER, range);
+        is_made.then_some(Unfilled { page, uffd })
+    }
+
+    fn fill(&self, byte: u8) {
+        const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
+        let bytes = vec![byte; PAGE];
+        let copy = [self.page.addr() as u64, bytes.as_ptr().addr() as u64, PAGE as u64, 0, 0];
+        assert!(Unfilled::control(self.uffd, UFFDIO_COPY, copy));
+    }
+}
+
+/// Has process_vm_writev write a page to a block, and calls `work` when it has pinned the page and before it writes.
+fn write_remotely(block: NonNull<u8>, byte: u8, work: impl FnOnce()) -> Option<()> {
+    static WRITER: AtomicU64 = AtomicU64::new(0);
+    WRITER.store(0, Ordering::Relaxed);
+    let from = Unfilled::new()?;
+    let (page, addr) = (from.page.expose_provenance(), block.as_ptr().expose_provenance());
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            let part = |addr: usize| libc::iovec {
+                iov_base: std::ptr::with_exposed_provenance_mut(addr),
+                iov_len: PAGE,
+            };
+            let (local, remote) = (part(page), part(addr));
+            // SAFETY: takes no argument.
+            WRITER.store(unsafe { libc::syscall(libc::SYS_gettid) } as u64, Ordering::Relaxed);
+            // SAFETY: both ranges are mapped; the block is nobody else's meanwhile.
+            unsafe {
+                libc::process_vm_writev(
+                    std::process::id() as libc::pid_t,
+                    &raw const local,
+                    1,
+                    &raw const remote,
+                    1,
+                    0,
+                )
+            }
+        });
+        let is_waiting = || {
+            let path = format!("/proc/self/task/{}/syscall", WRITER.load(Ordering::Relaxed));
+            let call = std::fs::read_to_string(path).unwrap_or_default();
+            call.starts_with(&libc::SYS_process_vm_writev.to_string())
+        };
+        while !is_waiting() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        work();
+        from.fill(byte);
+        assert_eq!(writer.join().unwrap(), PAGE as isize);
+    });
+    Some(())
+}
+
+#[test]
+fn what_process_vm_writev_is_about_to_write_is_not_moved_out_or_has_to_be_pinned() {
+    if !is_own_process("what_process_vm_writev_is_about_to_write_is_not_moved_out_or_has_to_be_pinned") {
+        return;
+    }
+    let Some((pool, block)) = open("fast=32M slow=emulated:16M", 1) else { return };
+    // SAFETY: the first byte of the block, which nobody writes to just now.
+    let first = || unsafe { block.as_ptr().read_volatile() };
+    fill(block, 0, 1);
+    let out = write_remotely(block, 2, || assert_eq!(go(&pool, block, 0, TierName::Slow), Outcome::Pinned));
+    if out.is_none() {
+        eprintln!("skipped: no userfaultfd for a page of ours");
+        return;
+    }
+    assert_eq!(first(), 2);
+    assert_eq!(go(&pool, block, 0, TierName::Slow), Outcome::Moved);
+    pool.pin(block.as_ptr(), 1).unwrap();
+    write_remotely(block, 3, || assert_eq!(go(&pool, block, 0, TierName::Fast), Outcome::Kept));
+    pool.unpin(block.as_ptr(), 1).unwrap();
+    assert_eq!(first(), 3);
+    // Without the pin: nothing on a device tells the library of the page that is about to be written. What is documented, and
+    // why it has to be pinned.
+    write_remotely(block, 4, || assert_eq!(go(&pool, block, 0, TierName::Fast), Outcome::Moved));
+    assert_eq!(first(), 3);
+}

@@ -65,7 +65,11 @@
 //!   registration, then wakes. What was copied is thrown away.
 //! - M6: what the kernel does behind the page tables is the exception: a page that is *pinned* for direct I/O is
 //!   written by its physical address. UFFDIO_MOVE refuses such pages (EBUSY), and the move aborts. Write protection and
-//!   the promotion from a device can't see them; whoever calls them has made sure that there are none.
+//!   the promotion from a device can't see them; whoever calls them has made sure that there are none. It can't for
+//!   process_vm_writev, of this process or another: a call that has pinned its page when the slot is blocked, and writes after the
+//!   copy, writes to the old page, and the write is lost. Nothing tells of such a call, which as a rule takes a microsecond
+//!   (ptrace and /proc/PID/mem write under the kernel's lock on mappings, which mremap waits for). So it is documented that what
+//!   is written so has to be pinned ([`crate::Pool::pin`]).
 //!
 //! # In the window
 //!

@@ -232,7 +232,9 @@ pub(crate) unsafe extern "C" fn vmsplice(
     if !parts.is_null() && nr_parts <= MOST_PARTS {
         for at in 0..nr_parts {
             // SAFETY: the caller argued that there are so many.
-            let part = unsafe { parts.add(at).read_unaligned() };
+            let part = unsafe { parts.add(at) };
+            // SAFETY: as above.
+            let part = unsafe { part.read_unaligned() };
             if memory::touches(part.iov_base.addr(), part.iov_len) {
                 daxtier::preload::bring_to_dram(part.iov_base.addr(), part.iov_len);
             }

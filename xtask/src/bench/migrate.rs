@@ -32,6 +32,7 @@ const CASES: &[(&str, &str)] = &[
     ("stall-promote-max", "nt-copy"),
     ("read-stall-demote", "nt-copy"),
     ("read-stall-protect-demote", "nt-copy"),
+    ("read-stall-protect-demote-p99", "nt-copy"),
     ("read-stall-promote", "nt-copy"),
     ("throughput-1", "copy-1"),
     ("throughput-2", "copy-2"),
@@ -40,9 +41,6 @@ const CASES: &[(&str, &str)] = &[
     ("promote-all-1", "copy-1"),
     ("promote-all-2", "copy-2"),
 ];
-
-/// In what share of moves readers are to go on.
-const READERS: &[(&str, f64)] = &[("read-goes-on-protect-demote", 100.0), ("read-goes-on-demote", 100.0)];
 
 /// How many times as much processor time malloc churn may take where memory could move and does not.
 const IDLE: &[(&str, f64)] = &[("before", 1.01), ("after", 1.03)];
@@ -75,8 +73,7 @@ pub(super) fn run(rounds: usize) -> Result<Vec<Row>, String> {
     let idle = IDLE
         .iter()
         .map(|&(when, limit)| measure_alone(&Task::program(&idle).arg(when), rounds, "limit", limit));
-    let readers = READERS.iter().map(|&(what, limit)| measure_alone(&task(what), rounds, "all", limit));
-    moves.chain(readers).chain(idle).collect()
+    moves.chain(idle).collect()
 }
 
 /// Whether a program may run before all others (SCHED_FIFO), so that its threads have a processor each. With a single

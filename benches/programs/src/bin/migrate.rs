@@ -3,8 +3,7 @@
 //! `bench-migrate demote|promote` prints the median microseconds that an idle slot of 2 MiB is blocked, `demote-total` and
 //! `promote-total` the same with preparation, `memcpy` and `nt-copy` a copy of 2 MiB that is in no cache. `stall-demote` and
 //! `stall-promote` print the longest gap that a storing thread sees during a move (median), with `-p99` and `-max` added the
-//! others, and `read-stall-*` that of a reading thread; `read-goes-on-*` is the share of moves during which the reading thread never
-//! slept in the kernel, whatever else ran on its processor. With `protect-demote` for `demote` slots leave DRAM write-protected.
+//! others, and `read-stall-*` that of a reading thread. With `protect-demote` for `demote` slots leave DRAM write-protected.
 //! `[protect-]demote-whole` and `promote-whole` are the time from the request to the end of a first touch of all pages
 //! afterwards, huge pages that are made for the move included. `sigsegv` is the conventional way: mprotect, copy, map, and a handler
 //! that waits. `throughput-N` is the GB/s of N workers that send batches of 16 neighbours down and up again, each batch after
@@ -56,10 +55,6 @@ fn measure(what: &str) -> Result<(u32, f64, &'static str), Box<dyn Error>> {
             _ => return Err("what is to be measured? see the source".into()),
         };
         return Ok((workers, value, "GB/s"));
-    }
-    if let Some(way) = what.strip_prefix("read-goes-on-").and_then(Way::named) {
-        let (_, nr_undisturbed) = watch(way, User::Reads)?;
-        return Ok((2, 100.0 * nr_undisturbed as f64 / ROUNDS as f64, "%"));
     }
     if let Some((way, part)) = Way::parse(what) {
         let times = moves(way)?;
@@ -115,7 +110,7 @@ fn stall(what: &str) -> Option<Result<f64, Box<dyn Error>>> {
         _ => (way, 0.5),
     };
     let way = Way::named(way)?;
-    Some(watch(way, user).map(|(gaps, _)| quantile(gaps, share)))
+    Some(stalls(way, user).map(|found| quantile(found, share)))
 }
 
 struct Bench {
@@ -266,25 +261,15 @@ enum User {
     Reads,
 }
 
-/// Returns the longest gap that a thread sees which uses a slot all the time, for each move that is measured, and during how many
-/// of them it never slept in the kernel.
-fn watch(way: Way, user: User) -> Result<(Vec<f64>, usize), Box<dyn Error>> {
+/// Returns the longest gap that a thread sees which uses a slot all the time, for each move that is measured.
+fn stalls(way: Way, user: User) -> Result<Vec<f64>, Box<dyn Error>> {
     let bench = Bench::of(way)?;
-    let (stop, gap, tid) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-    let sleeps = || -> Result<u64, Box<dyn Error>> {
-        let status = format!("/proc/self/task/{}/status", tid.load(Ordering::Relaxed));
-        let status = std::fs::read_to_string(status)?;
-        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-        Ok(count.ok_or("no count of context switches")?.trim().parse()?)
-    };
-    let mut nr_undisturbed = 0;
+    let (stop, gap) = (AtomicBool::new(false), AtomicU64::new(0));
     // SAFETY: aligned, in the block, and used as an atomic only from here on.
     let word = unsafe { AtomicU64::from_ptr(bench.block.as_ptr().cast()) };
     let mut found = Vec::new();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // SAFETY: takes no argument.
-            tid.store(unsafe { libc::syscall(libc::SYS_gettid) } as u64, Ordering::Relaxed);
             let mut last = Instant::now();
             while !stop.load(Ordering::Relaxed) {
                 match user {
@@ -299,13 +284,11 @@ fn watch(way: Way, user: User) -> Result<(Vec<f64>, usize), Box<dyn Error>> {
         let outcome = (0..ROUNDS).try_for_each(|_| {
             for to in [TierName::Slow, TierName::Fast] {
                 std::thread::sleep(Duration::from_millis(1));
-                let before = sleeps()?;
                 gap.store(0, Ordering::Relaxed);
                 bench.migrate(0, 1, to)?;
                 std::thread::sleep(Duration::from_micros(200));
                 if to == way.to {
                     found.push(gap.load(Ordering::Relaxed) as f64 / 1e3);
-                    nr_undisturbed += usize::from(sleeps()? == before);
                 }
             }
             Ok::<(), Box<dyn Error>>(())
@@ -313,7 +296,7 @@ fn watch(way: Way, user: User) -> Result<(Vec<f64>, usize), Box<dyn Error>> {
         stop.store(true, Ordering::Relaxed);
         outcome
     })?;
-    Ok((found, nr_undisturbed))
+    Ok(found)
 }
 
 /// Copies slots one after the other; returns how long each took.
