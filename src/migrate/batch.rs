@@ -185,9 +185,10 @@ fn is_shared(folio: &Folio) -> bool {
     Mapping::of(folio.pgmap().device().kind()) == Mapping::Shared
 }
 
-/// Moves those slots whose memory is private and stays so. Returns whether a fork wants to begin.
+/// Moves those slots whose memory is private and stays so. Returns whether a fork wants to begin, but not when a slot before them
+/// still waits for its turn: of each batch the first is moved at once, so that it comes to an end.
 fn rebind_all(space: &Space, moves: &mut [Move]) -> bool {
-    let mut nr_done = 0;
+    let (mut nr_done, mut is_first_left) = (0, false);
     for a_move in moves {
         if a_move.target().is_none_or(is_shared) {
             continue;
@@ -195,13 +196,16 @@ fn rebind_all(space: &Space, moves: &mut [Move]) -> bool {
         let state = match a_move.lock(space, Mapping::Private) {
             Ok(state) => state,
             // A promotion, for which its turn comes.
-            Err(Refusal::Kind) => continue,
+            Err(Refusal::Kind) => {
+                is_first_left |= nr_done == 0;
+                continue;
+            }
             Err(refusal) => {
                 a_move.refuse(refusal);
                 continue;
             }
         };
-        if nr_done > 0 && gate::is_wanted() {
+        if nr_done > 0 && !is_first_left && gate::is_wanted() {
             return true;
         }
         nr_done += 1;
