@@ -114,7 +114,9 @@ impl Churn {
         let block = self.pool.malloc(size, align, options)?;
         for at in (0..size).step_by(4096) {
             // SAFETY: inside the block.
-            unsafe { block.add(at).write_volatile(at as u8) };
+            let byte = unsafe { block.add(at) };
+            // SAFETY: as above.
+            unsafe { byte.write_volatile(at as u8) };
         }
         Ok(block)
     }
