@@ -50,7 +50,7 @@ fn text(found: &Findings) -> String {
         found.moves.iter().map(|(outcome, count)| format!("{count} {}", outcome.as_str())).collect();
     format!(
         "slots of 2 MiB: {}\n\
-         stores:         {}, {} lost, {} seen wrong while running ({} of them after process_vm_writev)\n\
+         stores:         {}, {} lost, {} seen wrong while running\n\
          additions:      {}, {} lost; {} handovers of a lock\n\
          system calls:   {}, {} failed\n\
          longest stall:  {:.1} ms for 64 stores\n\
@@ -59,7 +59,6 @@ fn text(found: &Findings) -> String {
         found.stores,
         found.lost_stores,
         found.mismatches,
-        found.late_writes,
         found.additions,
         found.lost_additions,
         found.handovers,

@@ -82,6 +82,7 @@ const PRELOADED: &str = "
     malloc calloc realloc free cfree posix_memalign aligned_alloc memalign valloc pvalloc malloc_usable_size
     fork _exit _Exit quick_exit
     mprotect pkey_mprotect madvise posix_madvise mlock mlock2 munlock mlockall munlockall mbind munmap mremap vmsplice
+    process_vm_writev
     close close_range closefrom dup2 dup3
     daxtier_runtime_v1
 ";

@@ -37,7 +37,7 @@ fn only_idle_extents_are_given_back_and_all_come_back() {
     drop((page, folios[3].take(), folios[0].take()));
     assert_eq!(pgmap.release_idle(), 3 * EXTENT);
     assert_eq!((device.claims(), claimed(&pgmap)), (1, EXTENT));
-    assert_eq!(*device.claimed.lock().unwrap(), [2 * EXTENT..3 * EXTENT]);
+    assert_eq!(device.claimed.lock().unwrap().as_slice(), std::slice::from_ref(&(2 * EXTENT..3 * EXTENT)));
     assert!(pgmap.try_get_folio(EXTENT_PAGES + 600).is_none());
     assert!(matches!(pgmap.address_of(0), Err(FolioError::NotClaimed { .. })));
     validate(&pgmap);
@@ -148,8 +148,11 @@ fn a_forked_child_gives_nothing_of_its_parents_back() {
 struct Share {
     owner: usize,
     memory: Arc<TestDevice>,
-    claims: Arc<Mutex<Vec<(usize, Range<u64>)>>>,
+    claims: Arc<Mutex<Vec<Owned>>>,
 }
+
+/// Whose it is, and which part of the device.
+type Owned = (usize, Range<u64>);
 
 impl Device for Share {
     fn kind(&self) -> DeviceKind {
@@ -237,7 +240,7 @@ fn take_and_put(pgmap: &Pgmap, tag: u8, thread: u64) -> u64 {
     for _ in 0..60 {
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let order = if random >> 40 & 1 == 0 { Order::HUGE } else { Order::PAGE };
-        let offset = (random >> 33) % (3 * EXTENT_PAGES) & !(order.nr_pages() - 1);
+        let offset = ((random >> 33) % (3 * EXTENT_PAGES)) & !(order.nr_pages() - 1);
         let folio = match random >> 41 & 1 {
             0 => pgmap.alloc_folio(order, Lifetime::Short),
             _ => pgmap.request_folio(offset, order),

@@ -59,8 +59,6 @@ pub struct Findings {
     pub lost_stores: u64,
     /// Words that were wrong while the threads ran.
     pub mismatches: u64,
-    /// Of these, what process_vm_writev had just written. It holds pages while nothing tells of it: see the limits in the README.
-    pub late_writes: u64,
     /// Additions to words that threads share.
     pub additions: u64,
     /// Of these, how many were missing at the end (or too many).
@@ -177,7 +175,6 @@ struct Tally {
     stop: AtomicBool,
     stores: AtomicU64,
     mismatches: AtomicU64,
-    late_writes: AtomicU64,
     additions: AtomicU64,
     handovers: AtomicU64,
     calls: AtomicU64,
@@ -219,7 +216,9 @@ fn exercise(pool: &Pool, arena: &Arena, options: &Options) -> Result<Findings, S
                 })
             })
             .collect();
-        scope.spawn(|| call(arena, &tally, &mut pipe_out, &mut pipe_in, &mut socket_out, &mut socket_in));
+        scope.spawn(|| {
+            call(pool, arena, &tally, &mut pipe_out, &mut pipe_in, &mut socket_out, &mut socket_in)
+        });
         if options.with_locks {
             scope.spawn(|| hand_over(locked, 0, &tally));
             scope.spawn(|| hand_over(locked, 1, &tally));
@@ -239,7 +238,6 @@ fn exercise(pool: &Pool, arena: &Arena, options: &Options) -> Result<Findings, S
         stores: tally.stores.load(Ordering::Relaxed),
         lost_stores,
         mismatches: tally.mismatches.load(Ordering::Relaxed),
-        late_writes: tally.late_writes.load(Ordering::Relaxed),
         additions,
         lost_additions: found.abs_diff(additions) + wrong_turns,
         handovers,
@@ -303,6 +301,7 @@ fn write(arena: &Arena, writer: usize, tally: &Tally) -> u64 {
 
 /// Lets the kernel read and write the memory.
 fn call(
+    pool: &Pool,
     arena: &Arena,
     tally: &Tally,
     pipe_out: &mut std::io::PipeReader,
@@ -329,12 +328,12 @@ fn call(
         let _ = socket_in.write_all(&word);
         tally.call(socket_out.read_exact(arena.bytes(slot, page, CALLS + 8, 8)).is_ok());
         tally.compare(arena.bytes(slot, page, CALLS + 8, 8) == word);
-        // process_vm_writev(2), on this process.
+        // process_vm_writev(2), on this process: what it writes to has to be pinned.
         let to = arena.at(slot, page, CALLS + 16);
+        tally.call(pool.pin(to, word.len()).is_ok());
         tally.call(peer::write_memory(std::process::id(), to.addr(), &word) == Ok(8));
-        let is_there = arena.bytes(slot, page, CALLS + 16, 8) == word;
-        tally.compare(is_there);
-        tally.late_writes.fetch_add(u64::from(!is_there), Ordering::Relaxed);
+        tally.call(pool.unpin(to, word.len()).is_ok());
+        tally.compare(arena.bytes(slot, page, CALLS + 16, 8) == word);
         // readv(2) into many pages.
         source.fill(sequence as u8);
         let _ = pipe_in.write_all(&source);

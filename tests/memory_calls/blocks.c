@@ -247,6 +247,20 @@ static void splices(void)
     close(ends[1]);
 }
 
+static void writes_to_itself(void)
+{
+    static char from[2 * PAGE];
+    char *b = block(2, 7);
+    CHECK(is_on_device(b) == 1 && is_on_device(b + SLOT) == 1);
+    struct iovec local = {memset(from, 5, sizeof from), sizeof from};
+    struct iovec remote[2] = {{b + PAGE, PAGE}, {b + SLOT, PAGE}};
+    CHECK(process_vm_writev(getpid(), &local, 1, remote, 2, 0) == (ssize_t)sizeof from);
+    CHECK(is_on_device(b) == 0 && is_on_device(b + SLOT) == 0);
+    CHECK(holds(b + PAGE, PAGE, 5) && holds(b + SLOT, PAGE, 5) && holds(b + 2 * PAGE, PAGE, 7));
+    CHECK(process_vm_writev(getpid(), &local, 1, NULL, 1, 0) == -1 && errno == EFAULT);
+    free(b);
+}
+
 int main(int argc, char **argv)
 {
     int moves = argc > 1 && strcmp(argv[1], "on") == 0;
@@ -259,6 +273,7 @@ int main(int argc, char **argv)
     locks_all(moves);
     if (moves) {
         splices();
+        writes_to_itself();
         stresses();
     }
     puts(nr_wrong == 0 ? "correct" : "wrong");

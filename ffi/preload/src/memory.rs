@@ -6,7 +6,7 @@
 
 use crate::{next, set_errno};
 use daxtier::runtime::memory::{self, MemoryCall};
-use libc::{c_int, c_uint, c_ulong, c_void, iovec, size_t, ssize_t};
+use libc::{c_int, c_uint, c_ulong, c_void, iovec, pid_t, size_t, ssize_t};
 
 /// Makes a call for a range that touches the library's memory.
 ///
@@ -227,19 +227,53 @@ pub(crate) unsafe extern "C" fn vmsplice(
     nr_parts: size_t,
     flags: c_uint,
 ) -> ssize_t {
-    // More than the kernel takes, and it says so.
-    const MOST_PARTS: size_t = libc::UIO_MAXIOV as size_t;
-    if !parts.is_null() && nr_parts <= MOST_PARTS {
-        for at in 0..nr_parts {
-            // SAFETY: the caller argued that there are so many.
-            let part = unsafe { parts.add(at) };
-            // SAFETY: as above.
-            let part = unsafe { part.read_unaligned() };
-            if memory::touches(part.iov_base.addr(), part.iov_len) {
-                daxtier::preload::bring_to_dram(part.iov_base.addr(), part.iov_len);
-            }
-        }
-    }
+    // SAFETY: the caller argued that there are so many.
+    unsafe { bring_to_dram(parts, nr_parts) };
     // SAFETY: as above.
     unsafe { next::vmsplice(fd, parts, nr_parts, flags) }
+}
+
+/// Writes to a process's memory. See process_vm_writev(2). The call holds the pages that it writes to; so what lies on a device
+/// is brought to DRAM first, where a move sees that.
+///
+/// # Safety
+/// As process_vm_writev(2) demands.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn process_vm_writev(
+    pid: pid_t,
+    local: *const iovec,
+    nr_local: c_ulong,
+    remote: *const iovec,
+    nr_remote: c_ulong,
+    flags: c_ulong,
+) -> ssize_t {
+    // SAFETY: takes no argument.
+    let own_pid = unsafe { libc::getpid() };
+    if pid == own_pid {
+        // SAFETY: the caller argued that there are so many.
+        unsafe { bring_to_dram(remote, nr_remote as size_t) };
+    }
+    // SAFETY: as above.
+    unsafe { next::process_vm_writev(pid, local, nr_local, remote, nr_remote, flags) }
+}
+
+/// Brings to DRAM what lies on a device, as far as that can be done.
+///
+/// # Safety
+/// `parts` is NULL or has `nr_parts` elements, unless those are more than the kernel takes.
+unsafe fn bring_to_dram(parts: *const iovec, nr_parts: size_t) {
+    // More than the kernel takes, and it says so.
+    const MOST_PARTS: size_t = libc::UIO_MAXIOV as size_t;
+    if parts.is_null() || nr_parts > MOST_PARTS {
+        return;
+    }
+    for at in 0..nr_parts {
+        // SAFETY: the caller argued that there are so many.
+        let part = unsafe { parts.add(at) };
+        // SAFETY: as above; they need not be aligned.
+        let part = unsafe { part.read_unaligned() };
+        if memory::touches(part.iov_base.addr(), part.iov_len) {
+            daxtier::preload::bring_to_dram(part.iov_base.addr(), part.iov_len);
+        }
+    }
 }

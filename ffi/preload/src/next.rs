@@ -5,7 +5,7 @@
 //! kernel by number.
 
 use crate::foreign::next_symbol;
-use libc::{c_int, c_uint, c_ulong, c_void, iovec, size_t, ssize_t};
+use libc::{c_int, c_uint, c_ulong, c_void, iovec, pid_t, size_t, ssize_t};
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -89,6 +89,9 @@ functions! {
     munmap(addr: *mut c_void, len: size_t) -> c_int = SYS_munmap;
     mremap(addr: *mut c_void, len: size_t, new_len: size_t, flags: c_int, new_addr: *mut c_void) -> *mut c_void
         = SYS_mremap;
+    process_vm_writev(
+        pid: pid_t, local: *const iovec, nr_local: c_ulong, remote: *const iovec, nr_remote: c_ulong, flags: c_ulong)
+        -> ssize_t = SYS_process_vm_writev;
     vmsplice(fd: c_int, parts: *const iovec, nr_parts: size_t, flags: c_uint) -> ssize_t = SYS_vmsplice;
     close(fd: c_int) -> c_int = SYS_close;
     close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int = SYS_close_range;
