@@ -2,17 +2,17 @@
 //!
 //! A stripe is a thread's own, which then counts on it without atomics, or shared. A thread claims one at its first
 //! section and gives it up at its end ([`Stripes::release`]). One that has a section after that claims another, and so does
-//! one that is ended without; once such stripes are all that is left, new threads take over what dead ones have. Beyond
+//! one that is ended without; once no other stripe is left, what dead threads have is given up for them. Beyond
 //! [`NR_OWN`] threads at a time the others share.
 //!
 //! # Invariants
 //! - S1: the owner of a stripe is 0, or the thread that alone writes its count. It changes from 0 by a claim, to 0 by its
-//!   owner, and from a dead thread to a live one.
+//!   owner or, once that is dead, by the one thread that looks for such.
 
 use super::atomic::{AtomicU32, Ordering};
 use crate::sys::{errno, thread};
 // Not part of what models observe.
-use std::sync::atomic::{AtomicU32 as Unmodelled, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU32 as Unmodelled, AtomicUsize};
 
 /// Stripes that are shared: the first ones.
 #[cfg(not(loom))]
@@ -49,6 +49,8 @@ pub(super) struct Stripes {
     look_at: AtomicUsize,
     /// How many threads found no free stripe.
     nr_late: Unmodelled,
+    /// Whether a thread looks for what dead ones have.
+    is_taking: AtomicBool,
 }
 
 impl Stripes {
@@ -59,6 +61,7 @@ impl Stripes {
             nr_seen: AtomicUsize::new(NR_SHARED),
             look_at: AtomicUsize::new(0),
             nr_late: Unmodelled::new(0),
+            is_taking: AtomicBool::new(false),
         }
     }
 
@@ -69,6 +72,7 @@ impl Stripes {
             nr_seen: AtomicUsize::new(NR_STRIPES),
             look_at: AtomicUsize::new(0),
             nr_late: Unmodelled::new(0),
+            is_taking: AtomicBool::new(false),
         }
     }
 
@@ -96,12 +100,11 @@ impl Stripes {
         if let Some(at) = self.claim_free(own_id) {
             return at;
         }
-        if self.nr_late.fetch_add(1, Ordering::Relaxed).is_multiple_of(PATIENCE)
-            && let Some(at) = self.claim_of_dead(own_id)
-        {
-            return at;
+        // Relaxed: any of them will do.
+        if self.nr_late.fetch_add(1, Ordering::Relaxed).is_multiple_of(PATIENCE) {
+            self.take_from_dead();
         }
-        own_id as usize % NR_SHARED
+        self.claim_free(own_id).unwrap_or(own_id as usize % NR_SHARED)
     }
 
     fn claim_free(&self, own_id: u32) -> Option<usize> {
@@ -121,26 +124,30 @@ impl Stripes {
                 return Some(NR_SHARED + at);
             }
         }
-        // Full, until one is given up.
-        self.look_at.store(NR_OWN, Ordering::Relaxed);
+        // Full, until one is given up; if one was meanwhile, it stands there.
+        _ = self.look_at.compare_exchange(start, NR_OWN, Ordering::Relaxed, Ordering::Relaxed);
         None
     }
 
-    fn claim_of_dead(&self, own_id: u32) -> Option<usize> {
+    /// Gives up for them what threads had that have ended. One thread at a time, so that nobody else changes the owner of such a
+    /// stripe meanwhile, to a thread that has got the dead one's number.
+    fn take_from_dead(&self) {
+        // Acquire, and Release below: one pass follows the other.
+        if self.is_taking.swap(true, Ordering::Acquire) {
+            return;
+        }
         let saved = errno::get();
-        let found = (NR_SHARED..NR_STRIPES).find(|&at| {
-            let stripe = &self.stripes[at];
+        for (at, stripe) in self.stripes.iter().enumerate().skip(NR_SHARED) {
             let owner = stripe.owner.load(Ordering::Relaxed);
-            owner != 0
-                && !thread::is_alive(owner)
-                // Acquire: as for a free one; the kernel has ordered the end of a thread before its number is gone.
-                && stripe.owner.compare_exchange(owner, own_id, Ordering::Acquire, Ordering::Relaxed).is_ok()
-        });
+            if owner != 0 && !thread::is_alive(owner) {
+                self.release(at);
+            }
+        }
         errno::set(saved);
-        found
+        self.is_taking.store(false, Ordering::Release);
     }
 
-    /// Gives up a stripe that the calling thread has claimed, and is not on.
+    /// Gives up a stripe that the calling thread, or a dead one, has claimed and is not on.
     pub(super) fn release(&self, at: usize) {
         if Self::is_own(at) {
             // Release: pairs with the Acquire of a claim.
@@ -157,6 +164,7 @@ impl Stripes {
             stripe.owner.store(0, Ordering::Relaxed);
         }
         self.look_at.store(0, Ordering::Relaxed);
+        self.is_taking.store(false, Ordering::Relaxed);
         if let Some(at) = own.filter(|&at| Self::is_own(at)) {
             self.stripes[at].owner.store(thread::own_id(), Ordering::Relaxed);
         }
@@ -185,13 +193,15 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_takes_over_what_a_dead_one_has_only_when_nothing_else_is_left() {
+    fn what_dead_threads_have_is_taken_only_when_nothing_else_is_left() {
         let stripes = Stripes::new();
-        let dead = claim_and_end(&stripes);
-        let others: Vec<_> = (1..NR_OWN).map(|_| stripes.claim()).collect();
-        assert!(!others.contains(&dead));
+        let dead = [claim_and_end(&stripes), claim_and_end(&stripes)];
+        let others: Vec<_> = (2..NR_OWN).map(|_| stripes.claim()).collect();
+        assert!(!others.iter().any(|other| dead.contains(other)));
         errno::set(libc::EIO);
-        assert_eq!(stripes.claim(), dead);
+        let mut taken = [stripes.claim(), stripes.claim()];
+        taken.sort_unstable();
+        assert_eq!(taken, dead);
         assert_eq!(errno::get(), libc::EIO);
         assert!(!Stripes::is_own(stripes.claim()), "all have living owners");
         stripes.release(others[5]);
