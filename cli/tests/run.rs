@@ -222,6 +222,16 @@ fn who_stays_passes_signals_on() {
     run.args(["--slow", CLEARED_BEHIND, "--", "sh", "-c", script])
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
+    // A shell can't trap what it was started to ignore, as under nohup.
+    let heed = || {
+        for signal in [libc::SIGHUP, libc::SIGINT] {
+            // SAFETY: sets the default for a signal.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: it calls what a forked child may call.
+    unsafe { run.pre_exec(heed) };
     let mut child = run.spawn().expect("daxtier starts");
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     let mut next = || lines.next().expect("the program lives").expect("text");
