@@ -13,7 +13,7 @@ use crate::sys::testing::runs_in_own_process;
 use crate::units::{Order, PAGE_SIZE};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Duration;
 
 /// Returns the kit of this process, with its reader, or prints why there is none.
@@ -300,10 +300,15 @@ fn stores_go_on_through_moves_and_none_is_lost() {
     }
 }
 
-/// Uses a slot all the time while it is demoted; returns how often it was used between block and copy.
-fn uses_in_window(kit: &'static Kit, demote: DemoteWay, limit_ms: u64, use_it: fn(&AtomicU64)) -> u64 {
+/// Uses a slot all the time while it is demoted; returns how often it was used between block and copy. `wait` is new.
+fn uses_in_window(
+    kit: &'static Kit,
+    wait: &'static Wait,
+    demote: DemoteWay,
+    limit_ms: u64,
+    use_it: fn(&AtomicU64),
+) -> u64 {
     let (bench, stop) = (Bench::new(), Stop(AtomicBool::new(false)));
-    let wait: &'static Wait = Box::leak(Box::default());
     wait.limit_ms.store(limit_ms, Ordering::Relaxed);
     bench.word(3).store(1, Ordering::Relaxed);
     let addr = bench.addr().addr();
@@ -335,13 +340,14 @@ fn readers_go_on_in_a_slot_that_is_write_protected_and_in_no_other() {
         return;
     }
     let Some(kit) = kit() else { return };
+    static WAITS: LazyLock<[Wait; 3]> = LazyLock::new(Default::default);
     let read = |word: &AtomicU64| _ = word.load(Ordering::Relaxed);
     let store = |word: &AtomicU64| _ = word.fetch_add(1, Ordering::Relaxed);
-    assert!(uses_in_window(kit, DemoteWay::Protect, 20_000, read) >= 1000, "readers wait");
+    assert!(uses_in_window(kit, &WAITS[0], DemoteWay::Protect, 20_000, read) >= 1000, "readers wait");
     // The access that the block came between with its count may still end.
-    assert!(uses_in_window(kit, DemoteWay::Protect, 200, store) <= 1, "a store went on");
+    assert!(uses_in_window(kit, &WAITS[1], DemoteWay::Protect, 200, store) <= 1, "a store went on");
     if kit.best().demote == DemoteWay::MoveOut {
-        assert!(uses_in_window(kit, DemoteWay::MoveOut, 200, read) <= 1, "a read went on");
+        assert!(uses_in_window(kit, &WAITS[2], DemoteWay::MoveOut, 200, read) <= 1, "a read went on");
     }
 }
 
