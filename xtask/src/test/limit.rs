@@ -5,7 +5,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// Longer than any step takes on a slow machine.
-const LIMIT: Duration = Duration::from_secs(20 * 60);
+const LIMIT: Duration = Duration::from_secs(25 * 60);
 
 /// Runs `body`. When it takes longer than any step should, prints what its processes were waiting in, kills them, and lets
 /// `body` fail of that.

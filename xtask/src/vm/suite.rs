@@ -88,7 +88,7 @@ struct Tests {
 
 /// A guest that has the time for all of it: every instruction is emulated.
 fn guest(route: Route) -> Guest {
-    Guest { time_limit: Duration::from_secs(1080), ..Guest::new(route) }
+    Guest { time_limit: Duration::from_secs(1440), ..Guest::new(route) }
 }
 
 /// Builds what runs in the guest.
