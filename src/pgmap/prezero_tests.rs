@@ -153,7 +153,7 @@ fn a_pool_is_in_nobodys_way_at_the_end() {
     pgmap.kill().expect("live");
     pgmap.drain(Duration::ZERO).expect("no folio is live");
     pgmap.exit().expect("drained");
-    assert!(device.claimed.lock().unwrap().is_empty());
+    assert!(device.claimed().is_empty());
     assert_eq!(pgmap.stats().prezeroed_bytes, 0);
     fill();
 }
@@ -191,7 +191,7 @@ fn the_last_handle_takes_the_claims_along_in_the_middle_of_filling() {
                 std::thread::sleep(Duration::from_micros(50 * round));
             }
             drop(pgmap);
-            assert!(device.claimed.lock().unwrap().is_empty(), "round {round}");
+            assert!(device.claimed().is_empty(), "round {round}");
             assert_eq!(nr_listed(), 0, "who fills must not know what is gone");
         }
     });

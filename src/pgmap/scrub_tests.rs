@@ -16,7 +16,7 @@ const HUGE: usize = 2 << 20;
 /// Bytes that a test looks at and writes: the ends of an extent, of pages and of pieces.
 const PLACES: [usize; 7] = [0, 1, 4095, HUGE - 1, HUGE, (64 << 20) + 17, (128 << 20) - 1];
 
-/// A dax device that processes share: its bytes stay, and its claims promise nothing.
+/// A dax device that processes share, with a policy; it looks at what is given back.
 #[derive(Debug)]
 struct Shared {
     memory: TestDevice,
@@ -27,8 +27,7 @@ struct Shared {
 
 impl Shared {
     fn new(policy: ScrubPolicy) -> Arc<Shared> {
-        let mut memory = TestDevice::new(NR_EXTENTS as u64 * EXTENT);
-        (memory.kind, memory.is_zero, memory.after_fork) = (DeviceKind::Dax, false, AfterFork::Foreign);
+        let memory = TestDevice::shared(NR_EXTENTS as u64 * EXTENT);
         Arc::new(Shared { memory, policy, released_clean: Mutex::new(Vec::new()) })
     }
 

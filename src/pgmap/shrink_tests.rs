@@ -3,15 +3,13 @@
 use super::prezero::fill_one;
 use super::testing::{TestDevice, bind, bind_with, in_child, validate};
 use super::{FolioError, OffsetTracking, Pgmap, PgmapOptions};
-use crate::device::{AfterFork, Claim, Device, DeviceError, DeviceKind};
+use crate::device::{AfterFork, DeviceError};
 use crate::folio::Folio;
 use crate::offset::Lifetime;
 use crate::sync::service;
 use crate::units::Order;
-use std::ops::Range;
-use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 const MIB: u64 = 1 << 20;
 const EXTENT: u64 = 128 * MIB;
@@ -37,7 +35,8 @@ fn only_idle_extents_are_given_back_and_all_come_back() {
     drop((page, folios[3].take(), folios[0].take()));
     assert_eq!(pgmap.release_idle(), 3 * EXTENT);
     assert_eq!((device.claims(), claimed(&pgmap)), (1, EXTENT));
-    assert_eq!(device.claimed.lock().unwrap().as_slice(), std::slice::from_ref(&(2 * EXTENT..3 * EXTENT)));
+    let left = 2 * EXTENT..3 * EXTENT;
+    assert_eq!(device.claimed(), std::slice::from_ref(&left));
     assert!(pgmap.try_get_folio(EXTENT_PAGES + 600).is_none());
     assert!(matches!(pgmap.address_of(0), Err(FolioError::NotClaimed { .. })));
     validate(&pgmap);
@@ -143,71 +142,17 @@ fn a_forked_child_gives_nothing_of_its_parents_back() {
     assert_eq!(pgmap.release_idle(), EXTENT);
 }
 
-/// A device that "processes" share: what one has claimed another can't.
-#[derive(Debug)]
-struct Share {
-    owner: usize,
-    memory: Arc<TestDevice>,
-    claims: Arc<Mutex<Vec<Owned>>>,
-}
-
-/// Whose it is, and which part of the device.
-type Owned = (usize, Range<u64>);
-
-impl Device for Share {
-    fn kind(&self) -> DeviceKind {
-        DeviceKind::Dax
-    }
-    fn name(&self) -> &str {
-        "share"
-    }
-    fn len_bytes(&self) -> u64 {
-        self.memory.len_bytes
-    }
-    fn align_bytes(&self) -> u64 {
-        self.memory.align_bytes
-    }
-    fn node(&self) -> Option<u32> {
-        None
-    }
-    fn claim(&self, range: Range<u64>) -> Result<Claim, DeviceError> {
-        let mut claims = self.claims.lock().unwrap();
-        if claims.iter().any(|(_, held)| held.start < range.end && range.start < held.end) {
-            let (device, holder) = ("share".to_owned(), "another".to_owned());
-            return Err(DeviceError::Claimed { device, start: range.start, end: range.end, holder });
-        }
-        claims.push((self.owner, range));
-        Ok(Claim { is_zero: false })
-    }
-    fn release(&self, range: Range<u64>) {
-        let mut claims = self.claims.lock().unwrap();
-        let at = claims.iter().position(|(owner, held)| *owner == self.owner && *held == range);
-        claims.remove(at.expect("released as it was claimed"));
-    }
-    unsafe fn map_at(&self, addr: NonNull<u8>, offset: u64, len_bytes: usize) -> Result<(), DeviceError> {
-        // SAFETY: handed on.
-        unsafe { self.memory.map_at(addr, offset, len_bytes) }
-    }
-    fn discard(&self, _: Range<u64>) -> bool {
-        false
-    }
-    fn after_fork_in_child(&self) -> AfterFork {
-        AfterFork::Foreign
-    }
-}
-
 /// Catches an extent that is handed to another process while somebody still gets folios in it: two pgmaps share a device of three extents,
 /// each with threads that take and put folios and one that gives back what is idle. Whatever a folio holds that is not its
 /// own pgmap's was not cleared, or is written to by two.
 #[test]
 fn extents_go_back_and_forth_between_processes_under_load() {
-    let memory = Arc::new(TestDevice::new(3 * EXTENT));
-    let claims = Arc::new(Mutex::new(Vec::new()));
+    let shared = TestDevice::shared(3 * EXTENT);
     let end = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let mut takers = Vec::new();
         for owner in 1..=2usize {
-            let device = Share { owner, memory: memory.clone(), claims: claims.clone() };
+            let device = shared.in_process(owner);
             let pgmap = Pgmap::bind(Arc::new(device), PgmapOptions::default()).unwrap();
             for thread in 0..2u64 {
                 let pgmap = pgmap.clone();
@@ -230,7 +175,7 @@ fn extents_go_back_and_forth_between_processes_under_load() {
         end.store(true, Ordering::Relaxed);
         assert!(nr_taken.iter().all(|&nr| nr > 0), "{nr_taken:?}");
     });
-    assert_eq!(*claims.lock().unwrap(), []);
+    (0..=2).for_each(|owner| assert_eq!(shared.in_process(owner).claimed().len(), 0));
 }
 
 /// Takes folios by any offset and by one, writes to them, and sees that nobody else did. Returns how many it got.

@@ -18,36 +18,84 @@ pub(crate) struct TestDevice {
     pub(crate) align_bytes: u64,
     /// Whether claims promise zeroes.
     pub(crate) is_zero: bool,
+    /// Whether bytes that are discarded read as zero.
+    can_discard: bool,
     pub(crate) after_fork: AfterFork,
-    fd: OwnedFd,
-    /// Ranges that this process holds.
-    pub(crate) claimed: Mutex<Vec<Range<u64>>>,
-    /// Ranges that "another process" holds.
-    pub(crate) held: Mutex<Vec<Range<u64>>>,
+    fd: Arc<OwnedFd>,
+    /// Which of the processes that have the device this one is.
+    owner: usize,
+    claims: Arc<Claims>,
     pub(crate) maps: AtomicUsize,
 }
 
+/// What is claimed of a device, and whose it is.
+type Claims = Mutex<Vec<(usize, Range<u64>)>>;
+
+/// A process that a test speaks for.
+const ANOTHER: usize = usize::MAX;
+
 impl TestDevice {
     pub(crate) fn new(len_bytes: u64) -> TestDevice {
+        let fd = file::memfd(c"daxtier-test", len_bytes).expect("a sparse memfd");
         TestDevice {
             kind: DeviceKind::Emulated,
             len_bytes,
             align_bytes: 2 << 20,
             is_zero: true,
+            can_discard: true,
             after_fork: AfterFork::Fresh,
-            fd: file::memfd(c"daxtier-test", len_bytes).expect("a sparse memfd"),
-            claimed: Mutex::new(Vec::new()),
-            held: Mutex::new(Vec::new()),
+            fd: Arc::new(fd),
+            owner: 0,
+            claims: Arc::default(),
             maps: AtomicUsize::new(0),
         }
     }
 
+    /// A device that processes share, as a dax device: its bytes stay, and its claims promise nothing.
+    pub(crate) fn shared(len_bytes: u64) -> TestDevice {
+        TestDevice { kind: DeviceKind::Dax, ..TestDevice::new(len_bytes) }.seen_by(0, Arc::default())
+    }
+
+    /// The same device as another process has it, which can't claim what this one has.
+    pub(crate) fn in_process(&self, owner: usize) -> TestDevice {
+        self.seen_by(owner, self.claims.clone())
+    }
+
+    /// The same memory in a process that sees nobody's claims: the others were killed.
+    pub(crate) fn left_behind(&self) -> TestDevice {
+        self.seen_by(0, Arc::default())
+    }
+
+    fn seen_by(&self, owner: usize, claims: Arc<Claims>) -> TestDevice {
+        TestDevice {
+            kind: DeviceKind::Dax,
+            is_zero: false,
+            can_discard: false,
+            after_fork: AfterFork::Foreign,
+            fd: self.fd.clone(),
+            owner,
+            claims,
+            maps: AtomicUsize::new(0),
+            ..*self
+        }
+    }
+
+    /// Ranges that this process holds.
+    pub(crate) fn claimed(&self) -> Vec<Range<u64>> {
+        let claims = self.claims.lock().unwrap();
+        claims.iter().filter(|(owner, _)| *owner == self.owner).map(|(_, range)| range.clone()).collect()
+    }
+
     pub(crate) fn claims(&self) -> usize {
-        self.claimed.lock().unwrap().len()
+        self.claimed().len()
     }
 
     pub(crate) fn hold_elsewhere(&self, range: Range<u64>) {
-        self.held.lock().unwrap().push(range);
+        self.claims.lock().unwrap().push((ANOTHER, range));
+    }
+
+    pub(crate) fn let_go_elsewhere(&self) {
+        self.claims.lock().unwrap().retain(|(owner, _)| *owner != ANOTHER);
     }
 }
 
@@ -79,7 +127,9 @@ impl Device for TestDevice {
     fn claim(&self, range: Range<u64>) -> Result<Claim, DeviceError> {
         assert!([range.start, range.end].iter().all(|at| at.is_multiple_of(self.align_bytes)));
         assert!(range.end <= self.len_bytes && !range.is_empty());
-        if self.held.lock().unwrap().iter().any(|held| overlaps(held, &range)) {
+        let mut claims = self.claims.lock().unwrap();
+        if let Some((owner, _)) = claims.iter().find(|(_, held)| overlaps(held, &range)) {
+            assert_ne!(*owner, self.owner, "claimed twice");
             return Err(DeviceError::Claimed {
                 device: "test".into(),
                 start: range.start,
@@ -87,16 +137,14 @@ impl Device for TestDevice {
                 holder: "another process".into(),
             });
         }
-        let mut claimed = self.claimed.lock().unwrap();
-        assert!(!claimed.iter().any(|c| overlaps(c, &range)), "claimed twice");
-        claimed.push(range);
+        claims.push((self.owner, range));
         Ok(Claim { is_zero: self.is_zero })
     }
 
     fn release(&self, range: Range<u64>) {
-        let mut claimed = self.claimed.lock().unwrap();
-        let index = claimed.iter().position(|c| *c == range).expect("released as it was claimed");
-        claimed.remove(index);
+        let mut claims = self.claims.lock().unwrap();
+        let index = claims.iter().position(|claim| *claim == (self.owner, range.clone()));
+        claims.remove(index.expect("released as it was claimed"));
     }
 
     unsafe fn map_at(&self, addr: NonNull<u8>, offset: u64, len_bytes: usize) -> Result<(), DeviceError> {
@@ -113,7 +161,7 @@ impl Device for TestDevice {
     }
 
     fn discard(&self, range: Range<u64>) -> bool {
-        file::punch_hole(self.fd.as_fd(), range.start, range.end - range.start).is_ok()
+        self.can_discard && file::punch_hole(self.fd.as_fd(), range.start, range.end - range.start).is_ok()
     }
 
     fn after_fork_in_child(&self) -> AfterFork {

@@ -83,7 +83,7 @@ fn extents_that_another_process_holds_are_passed_over() {
     assert_eq!(refused, FolioError::Exhausted { order: Order::PAGE, free_pages: 0, held_extents: 2 });
     let refused = pgmap.request_folio(0, Order::PAGE).unwrap_err();
     assert!(matches!(refused, FolioError::Device(DeviceError::Claimed { .. })), "{refused:?}");
-    device.held.lock().unwrap().clear();
+    device.let_go_elsewhere();
     assert_eq!(pgmap.alloc_folio(whole, Lifetime::Short).unwrap().offset(), 0, "given up elsewhere");
 }
 
@@ -132,53 +132,12 @@ fn a_dirty_claim_is_scrubbed_before_any_byte_is_handed_out() {
         folio.into_raw();
     }
     let second = Pgmap::bind(
-        Arc::new(SameMemory(device)),
+        Arc::new(device.left_behind()),
         PgmapOptions { name: "second".into(), ..PgmapOptions::default() },
     )
     .unwrap();
     let mut folio = second.request_folio(0, Order::HUGE).unwrap();
     assert!(folio.as_mut_slice().unwrap().iter().all(|&byte| byte == 0));
-}
-
-/// The memory of another test device, with claims of its own.
-#[derive(Debug)]
-struct SameMemory(Arc<TestDevice>);
-
-impl Device for SameMemory {
-    fn kind(&self) -> DeviceKind {
-        DeviceKind::Dax
-    }
-    fn name(&self) -> &str {
-        "same"
-    }
-    fn len_bytes(&self) -> u64 {
-        self.0.len_bytes
-    }
-    fn align_bytes(&self) -> u64 {
-        self.0.align_bytes
-    }
-    fn node(&self) -> Option<u32> {
-        None
-    }
-    fn claim(&self, _: std::ops::Range<u64>) -> Result<crate::device::Claim, DeviceError> {
-        Ok(crate::device::Claim { is_zero: false })
-    }
-    fn release(&self, _: std::ops::Range<u64>) {}
-    unsafe fn map_at(
-        &self,
-        addr: std::ptr::NonNull<u8>,
-        offset: u64,
-        len_bytes: usize,
-    ) -> Result<(), DeviceError> {
-        // SAFETY: handed on.
-        unsafe { self.0.map_at(addr, offset, len_bytes) }
-    }
-    fn discard(&self, _: std::ops::Range<u64>) -> bool {
-        false
-    }
-    fn after_fork_in_child(&self) -> crate::device::AfterFork {
-        crate::device::AfterFork::Foreign
-    }
 }
 
 #[test]
