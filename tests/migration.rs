@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod common;
+
+use common::is_own_process;
 use daxtier::{AllocOptions, Config, MigrateError, Outcome, Pool, TierName};
 use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
@@ -313,11 +316,7 @@ fn signals_reach_threads_that_wait_for_a_moving_slot() {
 /// In a process of its own: a program that was seen with a descriptor for direct I/O stays marked.
 #[test]
 fn a_program_that_may_do_direct_io_keeps_what_is_slow() {
-    if std::env::var_os("DIRECT_IO_CHILD").is_none() {
-        let own = std::env::current_exe().unwrap();
-        let name = "a_program_that_may_do_direct_io_keeps_what_is_slow";
-        let status = std::process::Command::new(own).arg(name).env("DIRECT_IO_CHILD", "1").status().unwrap();
-        assert!(status.success());
+    if !is_own_process("a_program_that_may_do_direct_io_keeps_what_is_slow") {
         return;
     }
     let Some((pool, _alone)) = open("fast=64M slow=emulated:64M") else { return };
@@ -342,18 +341,6 @@ fn a_program_that_may_do_direct_io_keeps_what_is_slow() {
     let down = pool.migrate(block.as_ptr().wrapping_add(SLOT), SLOT, TierName::Slow).unwrap();
     assert_eq!(down.get(Outcome::Moved), 1, "the pin-safe way down stays open: {down:?}");
     free(&pool, block);
-}
-
-/// Runs the test `name` again in a process of its own, where `variable` is set; returns whether this is that process.
-fn is_own_process(name: &str) -> bool {
-    const VARIABLE: &str = "MIGRATION_TEST";
-    if std::env::var_os(VARIABLE).is_some() {
-        return true;
-    }
-    let own = std::env::current_exe().unwrap();
-    let status = std::process::Command::new(own).arg(name).env(VARIABLE, "1").status().unwrap();
-    assert!(status.success());
-    false
 }
 
 /// Moves the block's first slot down and up and looks whether its bytes are still there.

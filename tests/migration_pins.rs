@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod common;
+
+use common::is_own_process;
 use daxtier::{AllocOptions, Config, MigrateError, Outcome, Pool, TierName};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,19 +14,6 @@ use std::time::Duration;
 
 const SLOT: usize = 2 << 20;
 const PAGE: usize = 4096;
-
-/// Runs the test `name` again in a process of its own; returns whether this is that process.
-fn is_own_process(name: &str) -> bool {
-    const VARIABLE: &str = "MIGRATION_PINS_TEST";
-    if std::env::var_os(VARIABLE).is_some() {
-        return true;
-    }
-    let own = std::env::current_exe().unwrap();
-    let mut again = std::process::Command::new(own);
-    let status = again.args([name, "--exact", "--nocapture"]).env(VARIABLE, "1").status().unwrap();
-    assert!(status.success());
-    false
-}
 
 /// Opens a pool and takes a block of it, or prints why nothing can be moved here.
 fn open(config: &str, slots: usize) -> Option<(Pool, NonNull<u8>)> {

@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod common;
+
+use common::is_own_process;
 use daxtier::{AllocOptions, Config, MigrateError, Outcome, Pool, TierName};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -77,19 +80,6 @@ fn nr_userfaultfds() -> usize {
 
 fn nr_threads() -> usize {
     std::fs::read_dir("/proc/self/task").unwrap().count()
-}
-
-/// Runs the test `name` again in a process of its own; returns whether this is that process.
-fn is_own_process(name: &str) -> bool {
-    const VARIABLE: &str = "NUMA_TIERS_TEST";
-    if std::env::var_os(VARIABLE).is_some() {
-        return true;
-    }
-    let own = std::env::current_exe().unwrap();
-    let mut again = std::process::Command::new(own);
-    let status = again.args([name, "--exact", "--nocapture"]).env(VARIABLE, "1").status().unwrap();
-    assert!(status.success());
-    false
 }
 
 #[test]

@@ -11,6 +11,23 @@ use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// Runs the test `name` again in a process of its own; returns whether this is that process. For tests that change what the
+/// whole process is or may do.
+pub(crate) fn is_own_process(name: &str) -> bool {
+    const ALONE: &str = "TEST_IS_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let own = std::env::current_exe().expect("a test knows its own file");
+    let mut again = Command::new(own);
+    let ended = again.args([name, "--exact", "--nocapture"]).env(ALONE, "1").output().expect("it starts");
+    let (stdout, stderr) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    // Why it was skipped, if it was.
+    eprint!("{stderr}");
+    assert!(ended.status.success() && stdout.contains("1 passed"), "{}\n{stdout}", ended.status);
+    false
+}
+
 /// Returns the folder that holds the built program and libraries.
 pub(crate) fn artefacts() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
