@@ -171,8 +171,10 @@ fn extents_go_back_and_forth_between_processes_under_load() {
                 assert_eq!(claimed(&pgmap), 0, "everything is idle in the end");
             });
         }
-        let nr_taken: Vec<u64> = takers.into_iter().map(|taker| taker.join().unwrap()).collect();
+        let nr_taken: Vec<_> = takers.into_iter().map(|taker| taker.join()).collect();
+        // Before anything may fail: the scope waits for those who give back.
         end.store(true, Ordering::Relaxed);
+        let nr_taken: Vec<u64> = nr_taken.into_iter().map(|nr| nr.unwrap()).collect();
         assert!(nr_taken.iter().all(|&nr| nr > 0), "{nr_taken:?}");
     });
     (0..=2).for_each(|owner| assert_eq!(shared.in_process(owner).claimed().len(), 0));
