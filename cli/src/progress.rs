@@ -1,6 +1,6 @@
 //! One line on a terminal that says how far a scrub is.
 
-use daxtier::device::Scrubbed;
+use daxtier::device::{Dax, Device, DeviceError, Scrubbed};
 use daxtier::units::Bytes;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -10,9 +10,21 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// How long a line stands.
 const STEP: Duration = Duration::from_millis(100);
 
+/// Clears what nobody uses of a device, by so many threads or as many as is usual, and shows how far it is.
+pub(crate) fn scrub(dax: &Dax, what: &str, threads: Option<u8>) -> Result<Scrubbed, DeviceError> {
+    let mut progress = Progress::of(what, dax.len_bytes());
+    let note = &mut |done| progress.note(done);
+    let done = match threads {
+        Some(threads) => dax.scrub_free_by(threads.into(), note),
+        None => dax.scrub_free(note),
+    };
+    progress.end();
+    done
+}
+
 /// The line on standard error; nothing where that is no terminal.
 #[derive(Debug)]
-pub(crate) struct Progress {
+struct Progress {
     what: String,
     len_bytes: u64,
     start: Instant,
@@ -22,13 +34,13 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// Begins to clear `len_bytes` of a device.
-    pub(crate) fn of(what: impl Into<String>, len_bytes: u64) -> Progress {
+    fn of(what: impl Into<String>, len_bytes: u64) -> Progress {
         let is_shown = std::io::stderr().is_terminal();
         Progress { what: what.into(), len_bytes, start: Instant::now(), shown: None, is_shown }
     }
 
     /// Takes note of what was done so far.
-    pub(crate) fn note(&mut self, done: Scrubbed) {
+    fn note(&mut self, done: Scrubbed) {
         let is_due = self.shown.map_or(self.start.elapsed() > PATIENCE, |shown| shown.elapsed() > STEP);
         if self.is_shown && is_due {
             self.shown = Some(Instant::now());
@@ -39,7 +51,7 @@ impl Progress {
     }
 
     /// Wipes the line out.
-    pub(crate) fn end(self) {
+    fn end(self) {
         if self.shown.is_some() {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
         }

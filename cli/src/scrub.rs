@@ -1,8 +1,8 @@
 //! `daxtier scrub`: clears what nobody uses of a device.
 
-use crate::progress::Progress;
+use crate::progress;
 use clap::Args as ClapArgs;
-use daxtier::device::{Dax, DaxOptions, Device, DeviceError, Scrubbed};
+use daxtier::device::{Dax, DaxOptions, DeviceError, Scrubbed};
 use daxtier::runtime::MAX_SCRUB_THREADS;
 use daxtier::units::Bytes;
 use std::path::PathBuf;
@@ -42,14 +42,7 @@ fn scrub(args: &Args) -> Result<Scrubbed, String> {
     let options =
         DaxOptions { force: args.force, allow_persistent: args.allow_persistent, ..DaxOptions::default() };
     let dax = Dax::open(&args.device, options).map_err(|error| told(&error, args))?;
-    let mut progress = Progress::of("clearing", dax.len_bytes());
-    let note = &mut |done| progress.note(done);
-    let done = match args.threads {
-        Some(threads) => dax.scrub_free_by(threads.into(), note),
-        None => dax.scrub_free(note),
-    };
-    progress.end();
-    done.map_err(|error| error.to_string())
+    progress::scrub(&dax, "clearing", args.threads).map_err(|error| error.to_string())
 }
 
 /// Names the option of this command where the error names that of a configuration.

@@ -7,9 +7,8 @@
 //! What is cleared is what nobody has claimed by then, so a process that the program left behind keeps what it has.
 
 use super::{RUN_PID, execute};
-use crate::print;
-use crate::progress::Progress;
-use daxtier::device::{Dax, Device, DeviceSpec, ScrubPolicy};
+use crate::{print, progress};
+use daxtier::device::{Dax, DeviceSpec, ScrubPolicy};
 use daxtier::runtime::config::SlowSpec;
 use daxtier::units::Bytes;
 use std::ffi::OsString;
@@ -126,13 +125,9 @@ fn code_of(status: libc::c_int) -> u8 {
 /// Clears what nobody uses of a device.
 fn clear(spec: &SlowSpec) {
     let DeviceSpec::Dax(path) = &spec.device else { return };
-    let cleared = Dax::open(path, spec.dax_options()).and_then(|dax| {
-        let mut progress = Progress::of(format!("clearing {}", path.display()), dax.len_bytes());
-        let done = dax.scrub_free(&mut |done| progress.note(done));
-        progress.end();
-        done
-    });
     let device = path.display();
+    let cleared = Dax::open(path, spec.dax_options())
+        .and_then(|dax| progress::scrub(&dax, &format!("clearing {device}"), None));
     match cleared {
         Ok(done) if done.damaged_bytes > 0 => print::complain(format_args!(
             "{device}: {} with damaged memory were not wholly cleared",
