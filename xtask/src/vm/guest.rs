@@ -70,6 +70,22 @@ impl Guest {
         }
     }
 
+    /// As [`run_seeing`](Guest::run_seeing), and takes an exit code other than 0 for a failure.
+    ///
+    /// # Errors
+    /// As for [`run`](Guest::run), and the exit code.
+    pub(super) fn run_script(
+        &self,
+        kernel: &Kernel,
+        script: &str,
+        see: &mut dyn FnMut(&str),
+    ) -> Result<(), String> {
+        match self.run_seeing(kernel, script, see)?.exit_code {
+            0 => Ok(()),
+            code => Err(format!("the script of route {} ended with {code}", self.route.name())),
+        }
+    }
+
     /// QEMU runs with the libraries that it came with.
     fn task(&self, kernel: &Kernel, share: &Path) -> Task {
         let usr = kernel.unpacked.join("usr");
