@@ -106,30 +106,34 @@ mod tests {
         super::is_direct(OsStr::new(&number.to_string()))
     }
 
+    /// What a child returns where the kernel has not what is tested.
+    const NOT_HERE: i32 = 77;
+
+    /// Has `child` return 0 in a process of its own: what it does must not stop other tests' migrations.
+    fn check_in_child(missing: &str, child: impl FnMut() -> i32) {
+        match in_child(child) {
+            ChildEnd::Exited(NOT_HERE) => eprintln!("skipped: {missing}"),
+            end => assert_eq!(end, ChildEnd::Exited(0)),
+        }
+    }
+
     #[test]
     fn a_descriptor_for_direct_io_is_found() {
         let path = std::env::temp_dir().join(format!("daxtier-direct-{}", std::process::id()));
         let file = fs::File::create(&path).unwrap();
         assert!(!is_direct(file.as_raw_fd()));
-        // In a child: the descriptor must not stop other tests' migrations.
-        const NO_DIRECT_IO: i32 = 77;
-        let end =
-            in_child(|| match fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path) {
+        check_in_child("no direct I/O here", || {
+            match fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path) {
                 Ok(direct) => i32::from(!is_direct(direct.as_raw_fd())) + 2 * i32::from(!may_pin()),
-                Err(_) => NO_DIRECT_IO,
-            });
+                Err(_) => NOT_HERE,
+            }
+        });
         fs::remove_file(&path).unwrap();
-        if end == ChildEnd::Exited(NO_DIRECT_IO) {
-            eprintln!("skipped: no direct I/O here");
-            return;
-        }
-        assert_eq!(end, ChildEnd::Exited(0));
     }
 
     #[test]
     fn a_ring_is_found_that_has_no_descriptor() {
-        const NOT_HERE: i32 = 77;
-        let end = in_child(|| {
+        check_in_child("no aio here", || {
             let mut context = 0u64;
             // SAFETY: the context is a local that the call writes to.
             if unsafe { libc::syscall(libc::SYS_io_setup, 4, &raw mut context) } != 0 {
@@ -137,20 +141,13 @@ mod tests {
             }
             i32::from(!mappings().is_some_and(|mappings| mappings.has_ring)) + 2 * i32::from(may_pin())
         });
-        if end == ChildEnd::Exited(NOT_HERE) {
-            eprintln!("skipped: no aio here");
-            return;
-        }
-        assert_eq!(end, ChildEnd::Exited(0));
     }
 
     #[test]
     fn a_socket_that_may_send_pages_is_found() {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         assert!(!asks_for_zerocopy(socket.as_raw_fd()));
-        const NOT_HERE: i32 = 77;
-        // In a child: the option must not stop other tests' migrations.
-        let end = in_child(|| {
+        check_in_child("this kernel has no SO_ZEROCOPY", || {
             let is_set: libc::c_int = 1;
             // A copy of the child's would be the same socket.
             let Ok(socket) = std::net::UdpSocket::bind("127.0.0.1:0") else { return NOT_HERE };
@@ -162,11 +159,6 @@ mod tests {
             };
             if rc != 0 { NOT_HERE } else { i32::from(!may_pin()) }
         });
-        if end == ChildEnd::Exited(NOT_HERE) {
-            eprintln!("skipped: this kernel has no SO_ZEROCOPY");
-            return;
-        }
-        assert_eq!(end, ChildEnd::Exited(0));
     }
 
     #[test]
