@@ -41,7 +41,7 @@ unsafe impl alloc::GlobalAlloc for GlobalAlloc {
     #[inline]
     unsafe fn dealloc(&self, block: *mut u8, _layout: Layout) {
         // SAFETY: the caller hands a live block of this allocator over.
-        unsafe { process::free_or(block, free_slow) };
+        unsafe { process::free_or(block, process::free_or_complain) };
     }
 
     #[inline]
@@ -60,17 +60,6 @@ unsafe impl alloc::GlobalAlloc for GlobalAlloc {
         }
         // SAFETY: the caller hands a live block of this allocator over.
         unsafe { process::realloc(block, new_size, layout.align()) }.unwrap_or(ptr::null_mut())
-    }
-}
-
-/// # Safety
-/// `block` is NULL or a live block of this allocator that nobody uses any more.
-#[inline(never)]
-unsafe extern "C" fn free_slow(block: *mut u8) {
-    let Some(block) = NonNull::new(block) else { return };
-    // SAFETY: the caller argued it.
-    if let Err(error) = unsafe { process::free(block) } {
-        process::complain(error);
     }
 }
 

@@ -18,7 +18,8 @@
 //! | munmap, mremap | refused | refused |
 //!
 //! vmsplice has a pipe keep pages that it is given. Those of DRAM stay what they are when the block is moved or freed; a
-//! device's are the next owner's. So [`bring_to_dram`] goes before.
+//! device's are the next owner's. process_vm_writev holds the pages that it is about to write to, and what it writes to a device's
+//! is lost if the block leaves meanwhile. So [`bring_to_dram`] goes before both.
 //!
 //! A program owns blocks of malloc, not their mappings: the rest of the slot is other blocks', and the kernel would give the
 //! hole to the next mmap. Hence the last row.

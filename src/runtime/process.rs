@@ -192,14 +192,18 @@ pub unsafe fn realloc(block: NonNull<u8>, size: usize, align: usize) -> Result<*
     // SAFETY: both blocks hold that many bytes, and a fresh one overlaps no live one.
     unsafe { block.copy_to_nonoverlapping(fresh, old.min(size)) };
     // SAFETY: the caller handed the block over.
-    unsafe { free_or(block.as_ptr(), free_slow) };
+    unsafe { free_or(block.as_ptr(), free_or_complain) };
     Ok(fresh.as_ptr())
 }
 
-/// Frees a block that was live when it was last looked at.
-unsafe extern "C" fn free_slow(block: *mut u8) {
+/// Frees what the shortest path does not, for callers that hear of no error: tells the user of one.
+///
+/// # Safety
+/// `block` is NULL or, if this library allocated it, nobody uses it any more.
+#[inline(never)]
+pub(super) unsafe extern "C" fn free_or_complain(block: *mut u8) {
     let Some(block) = NonNull::new(block) else { return };
-    // SAFETY: the caller handed the block over.
+    // SAFETY: the caller argued it.
     if let Err(error) = unsafe { free(block) } {
         complain(error);
     }
