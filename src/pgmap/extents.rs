@@ -120,18 +120,29 @@ impl Body {
 
     /// Claims whatever of the run is not claimed yet.
     pub(super) fn claim_run(&self, offset: u64, order: Order) -> Result<(), FolioError> {
-        let end = offset + order.nr_pages();
-        for index in self.extent_of(offset)..=self.extent_of(end - 1) {
-            let wanted = offset.max(self.extent_range(index).start)..end.min(self.extent_range(index).end);
+        let is_claimed = |(index, wanted): (usize, Range<u64>)| covers(&self.claimed_range(index), &wanted);
+        if self.extents_of_run(offset, order).all(is_claimed) {
+            return Ok(());
+        }
+        self.claim_run_with(offset, order, &mut self.grow.lock())
+    }
+
+    /// As [`claim_run`](Body::claim_run), under the lock: nothing of it is given back before that is free.
+    pub(super) fn claim_run_with(
+        &self,
+        offset: u64,
+        order: Order,
+        grow: &mut Grow,
+    ) -> Result<(), FolioError> {
+        for (index, wanted) in self.extents_of_run(offset, order) {
             if covers(&self.claimed_range(index), &wanted) {
                 continue;
             }
             if self.is_foreign(index) {
                 return Err(FolioError::Forked { pgmap: self.id, offset });
             }
-            let mut grow = self.grow.lock();
             if self.claimed_range(index).is_empty() {
-                self.claim_extent(index, &mut grow).map_err(|fault| match fault {
+                self.claim_extent(index, grow).map_err(|fault| match fault {
                     ClaimFault::Held(error) => FolioError::Device(error),
                     ClaimFault::Limit => FolioError::LimitReached { offset, limit_pages: self.limit_pages() },
                     ClaimFault::Other(error) => error,
@@ -142,6 +153,15 @@ impl Body {
             }
         }
         Ok(())
+    }
+
+    /// Returns the extents that a run touches, each with the part of the run that lies in it.
+    fn extents_of_run(&self, offset: u64, order: Order) -> impl Iterator<Item = (usize, Range<u64>)> {
+        let end = offset + order.nr_pages();
+        (self.extent_of(offset)..=self.extent_of(end - 1)).map(move |index| {
+            let whole = self.extent_range(index);
+            (index, offset.max(whole.start)..end.min(whole.end))
+        })
     }
 
     /// Takes a free run from the allocator, claiming more of the device while it has none, and in the end from what is
@@ -163,12 +183,13 @@ impl Body {
         order: Order,
         lifetime: Lifetime,
     ) -> Result<u64, FolioError> {
+        if let Ok(offset) = allocator.alloc(order, lifetime) {
+            return Ok(offset);
+        }
+        // With it nobody else claims, or gives back what was just claimed.
+        let mut grow = self.grow.lock();
         loop {
-            if let Ok(offset) = allocator.alloc(order, lifetime) {
-                return Ok(offset);
-            }
-            let mut grow = self.grow.lock();
-            // Looked at again under the lock: another thread may have claimed an extent meanwhile.
+            // Looked at again: another thread may have claimed an extent meanwhile.
             if let Ok(offset) = allocator.alloc(order, lifetime) {
                 return Ok(offset);
             }

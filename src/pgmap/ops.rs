@@ -18,9 +18,6 @@ use std::ptr::NonNull;
 /// How many runs with broken metadata an allocation passes over before it gives up.
 const MAX_BROKEN: usize = 16;
 
-/// How often a request by offset claims an extent that others give back before it gives up.
-const MAX_RECLAIMS: usize = 16;
-
 /// A folio reference in parts: what identifies a live folio inside its pgmap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -221,13 +218,16 @@ impl Body {
         order: Order,
     ) -> Result<(), FolioError> {
         let mut reserved = self.reserve(allocator, offset, order);
-        let mut nr_tries = 0;
-        while matches!(reserved, Err(OffsetError::ExtentAbsent { .. })) && nr_tries < MAX_RECLAIMS {
-            // It is just being given back, or was since: that ends before `grow` is free.
-            drop(self.grow.lock());
-            self.claim_run(offset, order)?;
-            reserved = self.reserve(allocator, offset, order);
-            nr_tries += 1;
+        while matches!(reserved, Err(OffsetError::ExtentAbsent { .. })) {
+            // It is just being given back, or was since.
+            let mut grow = self.grow.lock();
+            self.claim_run_with(offset, order, &mut grow)?;
+            reserved = allocator.reserve(offset, order);
+            drop(grow);
+            // Not by a folio, perhaps: what is kept zeroed is looked at without the lock.
+            if matches!(reserved, Err(OffsetError::Busy { .. })) {
+                reserved = self.reserve(allocator, offset, order);
+            }
         }
         reserved.map_err(|error| self.reserve_error(error, offset, order))
     }

@@ -12,7 +12,8 @@
 //! 3. Its place in the direct mapping becomes a hole, and its bytes are treated as `scrub` has it.
 //! 4. The claim goes. Another process may have it by the next instruction.
 //!
-//! A request by offset that saw the extent as claimed before step 2 and finds it absent after step 1 waits for `grow` and claims anew.
+//! A request by offset that saw the extent as claimed before step 2 and finds it absent after step 1 takes `grow`, claims anew, and takes
+//! its run before it lets go of `grow`, so that however often others give back, it is served.
 //!
 //! The metadata stays where it is. A look-up that began before step 2 may still read it, and finds every page idle; so a later claim does not
 //! replace it either (`is_prepared`).
