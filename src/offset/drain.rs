@@ -12,7 +12,7 @@
 //! nothing, and what the note says when it stands is true.
 
 use super::extent::Locked;
-use super::geometry::WORD_ORDER;
+use super::geometry::{WORD_ORDER, bits};
 use super::search::Wanted;
 use super::{DECIDING, Freed, OffsetAllocator};
 use crate::sync::atomic::{Ordering, fence};
@@ -126,6 +126,22 @@ impl OffsetAllocator {
             self.header(index).unlock_raw();
         }
         self.closing.unlock_raw();
+    }
+
+    /// Does what threads of the parent had left to do that were in the middle of a free without the lock (steps 3 to 5 in `free`).
+    /// Called in a forked child, which has one thread.
+    pub(crate) fn finish_frees_in_child(&self) {
+        for index in self.extents() {
+            let mut extent = self.lock(index);
+            if extent.is_present() {
+                let split = extent.header().split;
+                // Where there is none it was told in vain, which is allowed.
+                self.room(index).fetch_or(split, Ordering::SeqCst);
+                bits(split).for_each(|block| extent.settle_late(block));
+            }
+        }
+        self.note_tidy(Freed::Word);
+        self.note_freed();
     }
 
     /// Forgets every extent: they belong to the parent. Called in a forked child, which has one thread.

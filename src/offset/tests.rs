@@ -515,3 +515,27 @@ fn what_is_free_in_words_of_other_orders_is_found_and_left_again() {
     assert_eq!(offsets.alloc(order(0), Lifetime::Short), Ok(EXTENT_PAGES - 128));
     offsets.validate().expect("consistent");
 }
+
+/// Catches a child that has for ever what a thread of its parent was about to give back.
+#[test]
+fn a_forked_child_ends_the_frees_that_its_parents_threads_began() {
+    let offsets = with_extents(EXTENT_PAGES, 1);
+    // SAFETY: the extent is present.
+    let words = unsafe { offsets.words.get(0) };
+    offsets.reserve(0, Order::PAGE).unwrap();
+    words.give_of(0, 1, 1).unwrap();
+    assert!(offsets.validate().is_err(), "the block has no page in use, and is split");
+    offsets.finish_frees_in_child();
+    offsets.validate().unwrap();
+    offsets.reserve(0, Order::HUGE).unwrap();
+    offsets.free(0, Order::HUGE).unwrap();
+
+    (0..512).for_each(|page| offsets.reserve(page, Order::PAGE).unwrap());
+    (1..EXTENT_PAGES / 512).for_each(|block| offsets.reserve(block * 512, Order::HUGE).unwrap());
+    assert!(offsets.alloc(Order::PAGE, Lifetime::Short).is_err());
+    words.give_of(0, u64::MAX, 1 << 5).unwrap();
+    assert!(offsets.alloc(Order::PAGE, Lifetime::Short).is_err(), "nobody was told");
+    offsets.finish_frees_in_child();
+    assert_eq!(offsets.alloc(Order::PAGE, Lifetime::Short), Ok(5));
+    offsets.validate().unwrap();
+}

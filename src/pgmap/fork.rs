@@ -82,6 +82,9 @@ impl Core {
     fn adapt_in_child(&self) {
         // SAFETY: before_fork took a share, which is given back after this.
         let body = unsafe { self.body() };
+        if let Some(allocator) = &body.allocator {
+            allocator.finish_frees_in_child();
+        }
         body.end_pool_in_child();
         let before = body.count_live();
         match body.device.after_fork_in_child() {

@@ -158,6 +158,15 @@ fn is_reserved(addr: usize) -> bool {
     })
 }
 
+/// Stops threads.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_child_finds_free_locks_and_sound_counters_under_load() {
     let (pgmap, _, _) = bound(DeviceKind::Dram, AfterFork::Private);
@@ -174,6 +183,8 @@ fn a_child_finds_free_locks_and_sound_counters_under_load() {
                 }
             });
         }
+        // However this ends: the scope waits for the threads.
+        let _stop = StopAtEnd(&stop);
         for _ in 0..50 {
             in_child(true, || {
                 pgmap.body().allocator.as_ref().unwrap().validate().expect("consistent");
@@ -186,7 +197,6 @@ fn a_child_finds_free_locks_and_sound_counters_under_load() {
                 assert_eq!(pgmap.state() == PgmapState::Drained, live == 0);
             });
         }
-        stop.store(true, Ordering::Relaxed);
     });
     validate(&pgmap);
 }
