@@ -51,8 +51,9 @@ unsafe impl Zeroed for Mutex<Header> {}
 pub(super) const BLOCK: u16 = 1;
 /// The extent is not open: it is for searches only while its region says that it is idle.
 pub(super) const SHUT: u16 = 2;
-/// The extent is present, so that its words can be read; they can be ever after.
-pub(super) const PRESENT: u16 = 4;
+/// The extent is present, so that its words can be read; they can be ever after. And it has all pages of its blocks: in the bitmap
+/// those past its end look like pages that are taken, so in such a block nothing is done without the lock.
+pub(super) const HAS_WHOLE_BLOCKS: u16 = 4;
 
 /// What was taken of a unit.
 pub(super) struct Unit {
@@ -340,7 +341,8 @@ impl<'a> Locked<'a> {
         let header = self.header();
         let mut flags = header.owner.to_flags();
         if header.nr_pages != 0 {
-            flags |= PRESENT;
+            flags |=
+                if (header.nr_pages as usize).is_multiple_of(BLOCK_PAGES) { HAS_WHOLE_BLOCKS } else { 0 };
             flags |= if header.taken != u64::MAX { BLOCK } else { 0 };
             flags |= if header.is_open { 0 } else { SHUT };
         }

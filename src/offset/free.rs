@@ -16,7 +16,7 @@
 //! which the free only reads: there both sides are SeqCst. So are the two frees of a block's last two words, of which one sees
 //! the other.
 
-use super::extent::PRESENT;
+use super::extent::HAS_WHOLE_BLOCKS;
 use super::geometry::{
     BLOCK_ORDER, BLOCK_PAGES, Class, EXTENT_ORDER, WORD_ORDER, WORD_PAGES, locate, run_mask,
 };
@@ -73,7 +73,7 @@ impl OffsetAllocator {
     fn free_in_word(&self, offset: u64, order: Order) -> bool {
         let (index, page) = locate(offset);
         // Acquire: pairs with the Release of `publish`: the words of an extent that is, or was, present can be read.
-        if order.get() >= WORD_ORDER || self.flags(index).load(Ordering::Acquire) & PRESENT == 0 {
+        if order.get() >= WORD_ORDER || self.flags(index).load(Ordering::Acquire) & HAS_WHOLE_BLOCKS == 0 {
             return false;
         }
         // SAFETY: the extent was present, so its words were populated; they stay mapped when it goes.

@@ -229,10 +229,14 @@ impl Locked<'_> {
         }
     }
 
+    /// Whether the extent has all pages of a block: it may end in the middle of its last one.
+    fn has_all_pages(&self, block: usize) -> bool {
+        (block + 1) * BLOCK_PAGES <= self.header().nr_pages as usize
+    }
+
     fn settle_whole(&mut self, block: usize) {
         let bit = 1 << block;
-        let is_whole = (block + 1) * BLOCK_PAGES <= self.header().nr_pages as usize;
-        if is_whole
+        if self.has_all_pages(block)
             && self.words().is_block_free(block)
             && !Self::words_of(block).any(|word| self.is_owned(word))
         {
@@ -277,10 +281,14 @@ impl Locked<'_> {
     }
 
     /// Takes what is free of a unit (counted from the extent's start), if all of its words hold this order or nothing. When
-    /// that is one run the unit need not be owned.
+    /// that is one run the unit need not be owned. Nothing of a block that the extent ends in is for magazines: who gives back to
+    /// one only looks whether the page is taken, as those past the end are.
     fn take_unit(&mut self, class: Class, unit: usize, may_be_alone: bool) -> Option<Unit> {
         let order = class.order();
         let first = unit << class.unit_order();
+        if !self.has_all_pages(first / BLOCK_PAGES) {
+            return None;
+        }
         let (word, shift) = (first / WORD_PAGES, first % WORD_PAGES);
         let mut held = 0;
         if class.unit_order() <= WORD_ORDER {

@@ -539,3 +539,28 @@ fn a_forked_child_ends_the_frees_that_its_parents_threads_began() {
     assert_eq!(offsets.alloc(Order::PAGE, Lifetime::Short), Ok(5));
     offsets.validate().unwrap();
 }
+
+/// Catches pages past an extent's end that can be freed, and so be handed out: to the bitmap or to a magazine.
+#[test]
+fn what_lies_past_the_end_of_an_extent_can_not_be_given_back() {
+    for nr_pages in [1, 27_137, EXTENT_PAGES - 1, EXTENT_PAGES - 65] {
+        let offsets = with_extents(2 * EXTENT_PAGES, 0);
+        offsets.add_extent_pages(0, nr_pages).unwrap();
+        for size in [0u8, 1, 3, 5, 8] {
+            let size = order(size);
+            // So that words and magazines know the order.
+            let held: Vec<u64> = std::iter::from_fn(|| offsets.alloc(size, Lifetime::Short).ok()).collect();
+            let past = nr_pages.next_multiple_of(size.nr_pages())..(nr_pages + 1024).min(EXTENT_PAGES);
+            for offset in past.step_by(size.nr_pages() as usize) {
+                assert_eq!(
+                    offsets.free(offset, size),
+                    Err(OffsetError::NotAllocated { offset }),
+                    "{nr_pages}"
+                );
+            }
+            held.iter().for_each(|&offset| offsets.free(offset, size).unwrap());
+            offsets.validate().unwrap();
+            assert_eq!(offsets.free_pages(), nr_pages);
+        }
+    }
+}
